@@ -1,0 +1,89 @@
+"""What can go wrong, by name.
+
+Every message is one sentence of what is wrong, with the values that made it so, and one of what
+to do about it. Errors that a caller may expect from Python's own vocabulary (a bad value, a
+missing file) also derive from the built-in class of that meaning.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InterpError(Exception):
+    """The root of every error that interp raises on purpose."""
+
+
+class OptionError(InterpError, ValueError):
+    """An argument whose value makes no sense: the message names it and what would."""
+
+
+class UnknownName(InterpError, ValueError):
+    """A family, method, view, schedule or option that does not exist; names the nearest ones."""
+
+    @classmethod
+    def of(cls, kind: str, name: object, known: Iterable[str]) -> UnknownName:
+        """Build the message for an unknown ``kind`` called ``name`` out of the ``known`` names."""
+        known = sorted(known)
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+        return cls(f"There is no {kind} called {name!r}. {hint}")
+
+
+class TimeError(InterpError, ValueError):
+    """A time outside the interval on which it means something, or of the wrong shape."""
+
+
+class ScheduleError(InterpError, ValueError):
+    """A schedule that is not finite, not elementwise, or breaks what its path needs."""
+
+
+class UndeterminedView(InterpError, ValueError):
+    """A conversion that the path does not determine; the message says what is missing."""
+
+
+class FieldError(InterpError, ValueError):
+    """A field (drift, model) that returned something other than a tensor like its input."""
+
+
+class Unsupported(InterpError, NotImplementedError):
+    """A verb or combination that does not exist here; the message says where it does."""
+
+
+class SolveError(InterpError, RuntimeError):
+    """A solve that could not go on.
+
+    Attributes:
+        time: where it stopped, in the caller's time.
+        step: how many steps had been accepted.
+        rows: indices of the rows that are not finite (empty where that is not the reason).
+        last: the last good state, at ``time``.
+        reason: a short word: ``non_finite``, ``step_underflow`` or ``too_many_steps``.
+    """
+
+    def __init__(
+        self, message: str, *, time: float, step: int, rows: Sequence[int], last: Tensor, reason: str
+    ) -> None:
+        super().__init__(message)
+        self.time, self.step, self.rows, self.last, self.reason = time, step, list(rows), last, reason
+
+
+class TrainingError(InterpError, RuntimeError):
+    """A training run that could not go on (a loss that is not finite)."""
+
+
+class CheckpointError(InterpError, ValueError):
+    """A checkpoint or run folder that is damaged, of another schema, or of another family."""
+
+
+class RunExists(InterpError, FileExistsError):
+    """An output folder that already holds a run."""
+
+
+class DataError(InterpError, ValueError):
+    """Data that are not there, or are not what the caller says they are."""
