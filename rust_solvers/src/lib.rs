@@ -1,0 +1,15 @@
+//! The integration engine of interp.
+//!
+//! The core knows no Python: kernels over slices, Philox noise, a Brownian tree, Runge-Kutta and
+//! recurrence steppers generic over a [`system::System`]. One module, `border`, speaks Python and
+//! gives the steppers the memory of torch's tensors.
+
+mod border;
+pub mod brownian;
+pub mod controller;
+pub mod kernels;
+pub mod philox;
+pub mod real;
+pub mod recurrence;
+pub mod runge_kutta;
+pub mod system;

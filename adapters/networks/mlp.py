@@ -1,0 +1,52 @@
+"""A residual multi-layer perceptron for points of any shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .conditioning import Conditioning, Modulated, zero
+
+
+class MLP(nn.Module):
+    """``depth`` residual blocks on the flattened point: h += W2 silu(film(W1 h)).
+
+    Args:
+        shape: of one point, without the batch.
+        width: of the hidden layers.
+        depth: the number of blocks.
+        classes: the number of labels, or None.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], width: int = 256, depth: int = 3, classes: int | None = None
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.conditioning = Conditioning(width, classes)
+        self.first = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.last = zero(nn.Linear(width, size))
+
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """A tensor of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
+        e = nn.functional.silu(self.conditioning(t, label))
+        h = self.first(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, e)
+        out: Tensor = self.last(nn.functional.silu(h))
+        return out.reshape(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = Modulated(nn.LayerNorm(width, elementwise_affine=False), width, width)
+        self.up = nn.Linear(width, width)
+        self.down = zero(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        out: Tensor = h + self.down(nn.functional.silu(self.up(self.norm(h, e))))
+        return out

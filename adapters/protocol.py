@@ -1,0 +1,175 @@
+"""What a family is: five verbs, what it can do of them, and how it wants to be trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Generator, Tensor, nn
+
+from interp import families
+from interp.errors import DataError, OptionError, UnknownName, Unsupported
+from interp.families import VERBS, Batch, Losses, Objective, Optimizer
+
+__all__ = ["Batch", "Family", "Losses", "Objective", "Optimizer", "split"]
+
+
+class Family(nn.Module):
+    """A generative model with some of the five verbs.
+
+        forward(x)     data -> latent or noise
+        reverse(z)     latent or noise -> data
+        loss(batch)    a scalar, or a mapping of named terms whose sum is minimised
+        sample(n)      n new data points
+        log_prob(x)    log density of each row, nats
+
+    A family overrides the verbs that it has and says so in ``verbs``: "exact"; "ode" for exact up
+    to a solver's tolerance; "bound" for a bound. The others raise `Unsupported` and name who has
+    them. A batch is a tensor, or a mapping with "x" and perhaps "label".
+
+    Args:
+        shape: of one data point, without the batch.
+        config: all other options, JSON-able, such that ``create(name, shape, **config)`` gives
+            this family again. What JSON cannot hold (the user's own network) is left out.
+
+    Raises:
+        OptionError: a shape that is not positive integers, or a config that JSON cannot hold.
+    """
+
+    name: str = ""
+    verbs: ClassVar[Mapping[str, bool | str]] = {}
+
+    def __init__(
+        self, shape: Sequence[int], config: Mapping[str, Any] | None = None, *, lr: float = 1e-3
+    ) -> None:
+        super().__init__()
+        self.shape = _checked_shape(shape)
+        if not (lr > 0 and math.isfinite(lr)):
+            raise OptionError(f"lr is {lr}. Give a positive learning rate, such as 1e-3.")
+        self.lr = lr
+        self.config: Mapping[str, Any] = {"shape": list(self.shape), **(config or {}), "lr": lr}
+        try:
+            json.dumps(self.config)
+        except TypeError as error:
+            raise OptionError(
+                f"the config of {type(self).__name__} cannot be written as JSON: {error}. "
+                "Keep numbers, strings, lists and mappings in it."
+            ) from error
+
+    # The five verbs
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """The latent of each data point ``x``."""
+        raise self._unsupported("forward")
+
+    def reverse(self, z: Tensor, **options: Any) -> Tensor:
+        """The data point of each latent ``z``."""
+        raise self._unsupported("reverse")
+
+    def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
+        """What is minimised; all randomness is drawn from ``generator``."""
+        raise self._unsupported("loss")
+
+    def sample(
+        self, n: int, *, seed: int | None = None, first_row: int = 0, **options: Any
+    ) -> Tensor:
+        """``n`` samples, rows ``first_row ...`` of the numbered sample of ``seed``.
+
+        Row i depends on (seed, first_row + i) alone: chunks with their offsets equal the whole.
+        """
+        raise self._unsupported("sample")
+
+    def log_prob(self, x: Tensor, **options: Any) -> Tensor:
+        """The log density of each row of ``x``: (rows,), nats."""
+        raise self._unsupported("log_prob")
+
+    def supports(self, verb: str) -> bool | str:
+        """False, or how ``verb`` is done: "exact", "ode" or "bound".
+
+        Raises:
+            UnknownName: a verb that is none of the five.
+        """
+        if verb not in VERBS:
+            raise UnknownName.of("verb", verb, VERBS)
+        return self.verbs.get(verb, False)
+
+    def _unsupported(self, verb: str) -> Unsupported:
+        others = ", ".join(name for name in families.having(verb) if name != self.name)
+        remedy = f"Families that have it: {others}." if others else "No installed family has it."
+        return Unsupported(f"{self.name or type(self).__name__} has no {verb}. {remedy}")
+
+    # How it is trained
+
+    def objectives(self, step: int, total: int) -> Iterator[Objective]:
+        """What to minimise at ``step`` of ``total``, in order; by default `loss` over everything.
+
+        Each is evaluated after the step of the one before it. An optimizer belongs to its
+        objective's name and is kept from step to step.
+        """
+        yield Objective("loss", tuple(self.parameters()), self.loss, self.optimizer(step, total))
+
+    def optimizer(self, step: int, total: int) -> Optimizer:
+        """AdamW (Loshchilov, Hutter, 1711.05101), warmed up, its rate falling as a cosine.
+
+        lr (1 + cos(pi step / total)) / 2, times (step + 1) / warm while that is below 1, with warm
+        a twentieth of the run, at most 500 steps.
+        """
+        warm = min(500, max(1, total // 20))
+        rate = 0.5 * (1 + math.cos(math.pi * step / total)) * min(1.0, (step + 1) / warm)
+        return Optimizer(self.lr * rate, options={"betas": (0.9, 0.99), "weight_decay": 0.01})
+
+    def after_step(self, step: int, total: int) -> None:
+        """Move what no optimizer moves: averages, codebooks. By default nothing."""
+
+    def stages(self) -> Sequence[str]:
+        """The names of the phases of training, in order."""
+        return ("train",)
+
+    def stage(self, step: int, total: int) -> str:
+        """The phase that ``step`` belongs to; by default each phase has an equal share."""
+        names = self.stages()
+        return names[min(step * len(names) // total, len(names) - 1)]
+
+
+def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The points and the labels (None where there are none) of a ``batch``.
+
+    Raises:
+        DataError: no "x", points that are not floating or not of ``shape``, or labels that are
+            not one integer a row.
+    """
+    if isinstance(batch, Mapping):
+        if "x" not in batch:
+            raise DataError(f"a batch has the keys {sorted(batch)} but no 'x'. Add the points.")
+        x, label = batch["x"], batch.get("label")
+    else:
+        x, label = batch, None
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise DataError(f"the points of a batch are {kind}. Give floating-point tensors.")
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise DataError(
+            f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
+            f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
+        )
+    if label is not None and (label.is_floating_point() or label.shape != x.shape[:1]):
+        raise DataError(
+            f"labels are {label.dtype} of shape {tuple(label.shape)} for {len(x)} points. "
+            "Give one integer a row."
+        )
+    return x, label
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise OptionError(
+            f"shape is {shape!r}. Give the positive sizes of one data point, such as (1, 28, 28)."
+        )
+    return sizes

@@ -1,0 +1,81 @@
+"""interp: one stochastic interpolant, one solver engine, every generative family on top.
+
+    I_t = alpha(t) x0 + beta(t) x1 + gamma(t) z,    z ~ N(0, 1),  t in [0, 1]
+
+x0 is the base (noise) at t = 0, x1 the data at t = 1. A path says where the points lie, a model
+says where they go, a term puts the two together, and `solve` integrates it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import errors, exact, noise, plot, schedules
+    from .guidance import guide
+    from .interpolant import Interpolant
+    from .likelihood import log_prob
+    from .solvers import methods, solve
+    from .terms import ODE, SDE
+    from .training import train
+
+# Where each public name lives. Loaded at first use, so that `import interp` costs what torch costs
+# and `interp --help` does not even cost that.
+_HOME = {
+    "Interpolant": "interpolant",
+    "ODE": "terms",
+    "SDE": "terms",
+    "guide": "guidance",
+    "log_prob": "likelihood",
+    "methods": "solvers",
+    "solve": "solvers",
+    "train": "training",
+}
+_MODULES = ("errors", "exact", "families", "noise", "plot", "schedules")
+
+__all__ = [  # noqa: RUF022 - grouped as a reader meets them
+    "schedules", "Interpolant", "ODE", "SDE", "solve", "methods", "log_prob", "guide", "exact",
+    "train", "plot", "noise", "errors",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value: object = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        from .errors import UnknownName
+
+        hint = UnknownName.of("name in interp", name, [*_HOME, *_MODULES])
+        raise AttributeError(str(hint))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})
+
+
+def _check_adapters() -> None:
+    """Refuse to run beside another distribution's top-level package called ``adapters``."""
+    spec = importlib.util.find_spec("adapters")
+    here = Path(__file__).resolve().parent.parent
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent == here:
+        return
+    from importlib.metadata import packages_distributions
+
+    owners = [d for d in packages_distributions().get("adapters", []) if d != "interp"]
+    raise ImportError(
+        f"the package `adapters` at {spec.origin} is not interp's own"
+        f"{' but belongs to the distribution ' + ', '.join(owners) if owners else ''}. "
+        "Uninstall it, or install interp in an environment of its own."
+    )
+
+
+_check_adapters()

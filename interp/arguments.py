@@ -1,0 +1,70 @@
+"""What callers give: times and points, checked in one place."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError, TimeError
+
+Time = float | Tensor
+"""A float, a 0-d tensor, or a tensor of x's leading axes."""
+
+
+def as_time(t: object) -> Tensor:
+    """A `Time` as float64, refused with a `TimeError` where it is not a number in [0, 1]."""
+    if isinstance(t, Tensor):
+        if t.dtype.is_complex or t.dtype is torch.bool:
+            raise TimeError(f"t has dtype {t.dtype}. Give real times in [0, 1].")
+        time = t.to(torch.float64)
+    elif isinstance(t, numbers.Real):
+        time = torch.tensor(float(t), dtype=torch.float64)
+    else:
+        raise TimeError(f"t is a {type(t).__name__}. Give a float or a tensor of times in [0, 1].")
+    if time.numel() == 0:
+        return time
+    ends = (time,) if time.ndim == 0 else torch.aminmax(time.detach())
+    low, high = ends[0].item(), ends[-1].item()
+    if not (low >= 0.0 and high <= 1.0):  # written so that NaN is refused as well
+        bad = time[~((time >= 0) & (time <= 1))][0].item() if time.ndim else time.item()
+        raise TimeError(f"t = {bad!r} is outside [0, 1]. A path runs from t = 0 to t = 1.")
+    return time
+
+
+def check_rows(time: Tensor, x: Tensor) -> None:
+    """Refuse with a `TimeError` a ``time`` that is neither 0-d nor of the leading axes of ``x``."""
+    if time.ndim and time.shape != x.shape[: time.ndim]:
+        raise TimeError(
+            f"t has shape {tuple(time.shape)}, which is not the leading axes of x of shape "
+            f"{tuple(x.shape)}. Give a float, a 0-d tensor, or one time per row, "
+            f"of shape {tuple(x.shape[:1])}."
+        )
+
+
+def spread(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A float64 ``coefficient`` of leading axes, ready to multiply ``x``: cast here, and last."""
+    if coefficient.ndim == 0 and x.ndim and coefficient.device.type == "cpu":
+        return coefficient  # torch takes it as a scalar: any device, and x keeps its dtype
+    shape = coefficient.shape + (1,) * (x.ndim - coefficient.ndim)
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(shape)
+
+
+def require_floating(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise OptionError(
+                f"{name} has dtype {tensor.dtype}. Give floating-point points, e.g. {name}.float()."
+            )
+
+
+def require_same(**tensors: Tensor) -> None:
+    """All floating, and of the shape, dtype and device of the first."""
+    require_floating(**tensors)
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        for what in ("shape", "dtype", "device"):
+            mine, wanted = getattr(tensor, what), getattr(reference, what)
+            if mine != wanted:
+                raise OptionError(f"{name} has {what} {mine} but {first} has {wanted}. Match them.")

@@ -1,0 +1,321 @@
+//! The one place where Rust and Python meet.
+
+mod tensor;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::brownian::{Path, Root, Rows};
+use crate::kernels::{MAX_TERMS, Tolerance};
+use crate::philox::{philox, stream_key};
+use crate::real::Real;
+use crate::recurrence::{self, Recurrence};
+use crate::runge_kutta::{Adaptive, Run, Steps, Tableau};
+use crate::system::{Outcome, System};
+use tensor::{Buffer, Outputs, Slope, Torch};
+
+/// From this many elements on, passes over the state run without the interpreter lock; a shorter
+/// pass ends before another thread could have taken it.
+const RELEASE: usize = 1024;
+
+/// The Python side of a run, shared by all solvers: the callables, the state and where it is saved.
+#[derive(FromPyObject)]
+struct Problem<'py> {
+    /// `field(t, x) -> tensor`.
+    field: Bound<'py, PyAny>,
+    /// `diffusion(t, x) -> tensor`, where the noise is multiplied by more than a number.
+    diffusion: Option<Bound<'py, PyAny>>,
+    /// Elements in a row of the state.
+    row: usize,
+    /// Times at which to save, in order, and the tensor that takes the states.
+    saves: Vec<f64>,
+    xs: Bound<'py, PyAny>,
+    /// `times([t, ...]) -> tensors`, one for each call of the field.
+    times: Bound<'py, PyAny>,
+    /// Any kind of tensor made a contiguous one of torch's own class.
+    plain: Bound<'py, PyAny>,
+    /// `observer(t, x, nfe)`, called after each accepted step.
+    observer: Option<Bound<'py, PyAny>>,
+}
+
+struct PySystem<'py> {
+    py: Python<'py>,
+    torch: Torch<'py>,
+    problem: Problem<'py>,
+    outputs: Outputs<'py>,
+    times: VecDeque<Bound<'py, PyAny>>,
+    now: Option<Bound<'py, PyAny>>,
+    nfe: u64,
+    field_time: Duration,
+}
+
+impl<'py> PySystem<'py> {
+    fn new<T: Real>(problem: Problem<'py>, y: Bound<'py, PyAny>) -> PyResult<(Self, Buffer<T>)> {
+        let torch = Torch::like::<T>(&y, problem.plain.clone())?;
+        let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
+        let py = y.py();
+        let y = Buffer::adopt(&torch, y)?;
+        let system = PySystem {
+            py,
+            torch,
+            problem,
+            outputs,
+            times: VecDeque::new(),
+            now: None,
+            nfe: 0,
+            field_time: Duration::ZERO,
+        };
+        Ok((system, y))
+    }
+
+    /// Call a Python function of (t, x) and take its result; the state is ours again afterwards.
+    fn call<T: Real>(
+        &mut self,
+        function: &Bound<'py, PyAny>,
+        y: &mut Buffer<T>,
+    ) -> PyResult<Slope<T>> {
+        self.py.check_signals()?;
+        let start = Instant::now();
+        let result = function.call1((self.now.as_ref(), &y.tensor));
+        self.field_time += start.elapsed();
+        let slope = self.torch.take(result?)?;
+        y.reclaim(&self.torch, "the field")?;
+        Ok(slope)
+    }
+
+    fn report<T: Real>(self, outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
+        let report = PyDict::new(self.py);
+        report.set_item("y", outcome.y.tensor)?;
+        report.set_item("status", outcome.status.name())?;
+        report.set_item("t", outcome.t)?;
+        report.set_item("accepted", outcome.accepted)?;
+        report.set_item("rejected", outcome.rejected)?;
+        report.set_item("step", outcome.step)?;
+        report.set_item("rows", outcome.rows)?;
+        report.set_item("nfe", self.nfe)?;
+        report.set_item("field_s", self.field_time.as_secs_f64())?;
+        Ok(report)
+    }
+}
+
+impl<'py, T: Real> System<T> for PySystem<'py> {
+    type Buffer = Buffer<T>;
+    type Slope = Slope<T>;
+    type Error = PyErr;
+
+    fn beside(&mut self, buffer: &Buffer<T>) -> PyResult<Buffer<T>> {
+        self.torch.beside(buffer)
+    }
+
+    fn announce(&mut self, times: &[f64]) -> PyResult<()> {
+        self.times = self.problem.times.call1((times.to_vec(),))?.extract::<Vec<_>>()?.into();
+        Ok(())
+    }
+
+    fn slope(&mut self, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+        self.now = Some(self.times.pop_front().ok_or_else(|| {
+            PyValueError::new_err("`times` gave fewer tensors than it was asked for")
+        })?);
+        self.nfe += 1;
+        let field = self.problem.field.clone();
+        self.call(&field, y)
+    }
+
+    fn diffusion(&mut self, y: &mut Buffer<T>) -> PyResult<Option<Slope<T>>> {
+        let Some(diffusion) = self.problem.diffusion.clone() else {
+            return Ok(None);
+        };
+        self.call(&diffusion, y).map(Some)
+    }
+
+    fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.torch.len < RELEASE { work() } else { self.py.detach(work) }
+    }
+
+    fn save(&mut self, index: usize, write: impl FnOnce(&mut [T]) + Send) -> PyResult<()> {
+        write(self.outputs.place(&self.torch, index)?);
+        Ok(())
+    }
+
+    fn accepted(&mut self, t: f64, y: &mut Buffer<T>) -> PyResult<()> {
+        let Some(observer) = &self.problem.observer else {
+            return Ok(());
+        };
+        observer.call1((t, &y.tensor, self.nfe))?;
+        y.reclaim(&self.torch, "the callback")
+    }
+}
+
+/// A tableau as Python states it: lists of numbers.
+#[derive(FromPyObject)]
+struct TableauNumbers {
+    a: Vec<Vec<f64>>,
+    b: Vec<f64>,
+    c: Vec<f64>,
+    error: Vec<f64>,
+    dense: Vec<f64>,
+    error_order: f64,
+}
+
+impl TableauNumbers {
+    fn checked(self) -> PyResult<Tableau> {
+        let TableauNumbers { mut a, b, c, error, dense, error_order } = self;
+        let s = b.len();
+        let explicit = a.iter().enumerate().all(|(i, row)| row.len() <= i);
+        let fits = |v: &Vec<f64>| v.is_empty() || v.len() == s;
+        if s == 0 || s > MAX_TERMS - 3 || a.len() != s || c.len() != s || !explicit {
+            return Err(PyValueError::new_err(format!("not an explicit tableau of {s} stages")));
+        }
+        if !fits(&error) || !fits(&dense) {
+            return Err(PyValueError::new_err("error or dense weights are not one a stage"));
+        }
+        a.iter_mut().for_each(|row| row.resize(s, 0.0));
+        Ok(Tableau { a, b, c, error, dense, order: error_order })
+    }
+}
+
+/// Ends and tolerances of an adaptive run.
+#[derive(FromPyObject)]
+struct AdaptiveNumbers {
+    from_: f64,
+    to: f64,
+    rtol: f64,
+    atol: f64,
+    first_step: Option<f64>,
+    max_steps: u64,
+}
+
+/// A grid that a stepper can walk: two times or more, all finite.
+fn checked_grid(grid: Vec<f64>) -> PyResult<Vec<f64>> {
+    if grid.len() < 2 || grid.iter().any(|t| !t.is_finite()) {
+        return Err(PyValueError::new_err("a grid needs two finite times or more"));
+    }
+    Ok(grid)
+}
+
+/// The problem and its state, which from here on is ours alone: `problem.y` is None afterwards.
+fn take_state<'py>(problem: &Bound<'py, PyAny>) -> PyResult<(Problem<'py>, Bound<'py, PyAny>)> {
+    let y = problem.getattr("y")?;
+    problem.setattr("y", problem.py().None())?;
+    Ok((problem.extract()?, y))
+}
+
+/// Call `$run` with the element type that the state has.
+macro_rules! by_dtype {
+    ($y:expr, $run:ident ( $($argument:expr),* )) => {{
+        let dtype = $y.getattr("dtype")?.to_string();
+        match dtype.as_str() {
+            "torch.float32" => $run::<f32>($($argument),*),
+            "torch.float64" => $run::<f64>($($argument),*),
+            _ => Err(PyValueError::new_err(format!("a state of dtype {dtype}"))),
+        }
+    }};
+}
+
+/// Integrate `problem` by an explicit Runge-Kutta method on `grid`, or adaptively.
+#[pyfunction]
+#[pyo3(signature = (problem, tableau, grid=None, adaptive=None))]
+fn runge_kutta<'py>(
+    problem: Bound<'py, PyAny>,
+    tableau: TableauNumbers,
+    grid: Option<Vec<f64>>,
+    adaptive: Option<AdaptiveNumbers>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let tableau = tableau.checked()?;
+    let steps = match (grid, adaptive) {
+        (Some(grid), None) => Steps::Fixed(checked_grid(grid)?),
+        (None, Some(a)) => {
+            if tableau.error.is_empty() || !tableau.fsal() {
+                return Err(PyValueError::new_err("adaptive steps need an embedded FSAL method"));
+            }
+            checked_grid(vec![a.from_, a.to])?;
+            Steps::Adaptive(Adaptive {
+                from: a.from_,
+                to: a.to,
+                tolerance: Tolerance { rtol: a.rtol, atol: a.atol },
+                first_step: a.first_step,
+                max_steps: a.max_steps,
+            })
+        }
+        _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
+    };
+    fn run<'py, T: Real>(
+        (problem, y): (Problem<'py>, Bound<'py, PyAny>),
+        tableau: &Tableau,
+        steps: &Steps,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (row, saves) = (problem.row, problem.saves.clone());
+        let (mut system, y) = PySystem::new::<T>(problem, y)?;
+        let outcome = Run::new(&mut system, tableau, row, &saves, y)?.integrate(steps)?;
+        system.report(outcome)
+    }
+    let (problem, y) = take_state(&problem)?;
+    by_dtype!(y, run((problem, y), &tableau, &steps))
+}
+
+/// What keys the noise of a run.
+#[derive(FromPyObject)]
+struct NoiseNumbers {
+    seed: u64,
+    stream: u32,
+    first_row: u32,
+    span: (f64, f64),
+    depth: u32,
+}
+
+/// Integrate `problem` by `y_new = a y + b field + s dW` (times the diffusion, where there is one).
+#[pyfunction]
+fn euler_maruyama<'py>(
+    problem: Bound<'py, PyAny>,
+    grid: Vec<f64>,
+    a: Vec<f64>,
+    b: Vec<f64>,
+    s: Vec<f64>,
+    noise: NoiseNumbers,
+) -> PyResult<Bound<'py, PyDict>> {
+    let grid = checked_grid(grid)?;
+    let steps = grid.len() - 1;
+    if [a.len(), b.len(), s.len()] != [steps; 3] {
+        return Err(PyValueError::new_err("a, b and s need one number a step"));
+    }
+    let (from, to) = noise.span;
+    let within = grid.iter().all(|t| (from..=to).contains(t));
+    if !within || from >= to || !(to - from).is_finite() || !(1..=48).contains(&noise.depth) {
+        return Err(PyValueError::new_err("the grid leaves the span of the Brownian tree"));
+    }
+    fn run<'py, T: Real>(
+        (problem, y): (Problem<'py>, Bound<'py, PyAny>),
+        steps: &Recurrence,
+        noise: &NoiseNumbers,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (row, saves) = (problem.row, problem.saves.clone());
+        let (mut system, y) = PySystem::new::<T>(problem, y)?;
+        let key = stream_key(noise.seed, noise.stream);
+        let rows = Rows { len: row, first: noise.first_row, key };
+        let root = Root { from: noise.span.0, to: noise.span.1, depth: noise.depth };
+        let path = Path::new(root, rows, system.torch.len);
+        let outcome = recurrence::integrate(&mut system, steps, path, row, &saves, y)?;
+        system.report(outcome)
+    }
+    let recurrence = Recurrence { grid, a, b, s };
+    let (problem, y) = take_state(&problem)?;
+    by_dtype!(y, run((problem, y), &recurrence, &noise))
+}
+
+/// One block of Philox 4x32-10.
+#[pyfunction]
+#[pyo3(name = "philox")]
+fn philox_words(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox(counter, key)
+}
+
+#[pymodule]
+fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
+    module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;
+    module.add_function(wrap_pyfunction!(philox_words, module)?)
+}

@@ -1,0 +1,112 @@
+//! One-step recurrences on a fixed grid, `y_new = a y + b f(t, y) + noise`: Euler-Maruyama and its
+//! exponential forms, whose coefficients differ from step to step.
+
+use crate::brownian::Path;
+use crate::kernels::{Noise, noisy_update, non_finite_rows};
+use crate::real::Real;
+use crate::system::{Outcome, Status, System};
+
+/// `y_new = a y + b f(t, y) + s dW`, with dW the increment of W over the step; where the system has
+/// a diffusion g(t, y) of its own, `+ s g(t, y) dW`.
+pub struct Recurrence {
+    pub grid: Vec<f64>,
+    pub a: Vec<f64>,
+    pub b: Vec<f64>,
+    pub s: Vec<f64>,
+}
+
+/// W at the ends of the steps, asked for only where it will be used.
+struct Increments {
+    path: Path,
+    at: Option<f64>,
+    from: Vec<f64>,
+    to: Vec<f64>,
+}
+
+impl Increments {
+    /// W(next) - W(t).
+    fn over(&mut self, t: f64, next: f64) -> &[f64] {
+        if self.at != Some(t) {
+            self.path.at(t, &mut self.from);
+        }
+        self.path.at(next, &mut self.to);
+        for (from, to) in self.from.iter_mut().zip(&self.to) {
+            *from = to - *from;
+        }
+        std::mem::swap(&mut self.from, &mut self.to);
+        self.at = Some(next);
+        &self.to
+    }
+}
+
+/// Run the recurrence from `y` (rows of length `row`), saving at those `saves` that are grid times.
+pub fn integrate<T: Real, S: System<T>>(
+    system: &mut S,
+    steps: &Recurrence,
+    path: Path,
+    row: usize,
+    saves: &[f64],
+    mut y: S::Buffer,
+) -> Result<Outcome<S::Buffer>, S::Error> {
+    let n = y.as_ref().len();
+    let mut increments = Increments { path, at: None, from: vec![0.0; n], to: vec![0.0; n] };
+    let mut next_y = system.beside(&y)?;
+    let last = steps.grid.len() - 1;
+    let done = |status, t, y, n: usize, h: f64, rows| Outcome {
+        status,
+        t,
+        y,
+        accepted: n as u64,
+        rejected: 0,
+        step: h.abs(),
+        rows,
+    };
+    let mut saved = 0;
+    let mut save = |system: &mut S, t: f64, y: &S::Buffer| {
+        if saves.get(saved) == Some(&t) {
+            let y = y.as_ref();
+            system.save(saved, |out| out.copy_from_slice(y))?;
+            saved += 1;
+        }
+        Ok(())
+    };
+    save(system, steps.grid[0], &y)?;
+    for i in 0..last {
+        let (t, next) = (steps.grid[i], steps.grid[i + 1]);
+        if i % ANNOUNCE == 0 {
+            system.announce(&steps.grid[i..(i + ANNOUNCE).min(last)])?;
+        }
+        let slope = system.slope(&mut y)?;
+        let diffusion = system.diffusion(&mut y)?;
+        let (out, y_now, slope_now) = (next_y.as_mut(), y.as_ref(), slope.as_ref());
+        let diffusion_now = diffusion.as_ref().map(AsRef::as_ref);
+        let (a, b, scale) = (steps.a[i], steps.b[i], steps.s[i]);
+        let bad = system.compute(|| {
+            // No normal is drawn that would be multiplied by zero.
+            let w = if scale == 0.0 { None } else { Some(increments.over(t, next)) };
+            match w {
+                Some(w) => {
+                    let noise = Noise { w, scale, diffusion: diffusion_now };
+                    noisy_update(out, (a, y_now), (b, slope_now), &noise)
+                }
+                None => crate::kernels::combine(out, &[(a, y_now), (b, slope_now)]),
+            }
+        });
+        if bad {
+            let rows = [slope_now, next_y.as_ref()]
+                .iter()
+                .map(|v| non_finite_rows(v, row))
+                .find(|rows| !rows.is_empty())
+                .unwrap_or_default();
+            return Ok(done(Status::NonFinite, t, y, i, next - t, rows));
+        }
+        std::mem::swap(&mut y, &mut next_y);
+        save(system, next, &y)?;
+        system.accepted(next, &mut y)?;
+    }
+    let h = steps.grid[last] - steps.grid[last - 1];
+    Ok(done(Status::Done, steps.grid[last], y, last, h, Vec::new()))
+}
+
+/// Times announced ahead.
+const ANNOUNCE: usize = 64;
