@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor, nn
 
 from interp import families
-from interp.errors import DataError, OptionError, UnknownName, Unsupported
+from interp.errors import OptionError, UnknownName, Unsupported
 from interp.families import VERBS, Batch, Losses, Objective, Optimizer
 
-__all__ = ["Batch", "Family", "Losses", "Objective", "Optimizer", "split"]
+__all__ = ["Batch", "Family", "Losses", "Objective", "Optimizer"]
 
 
 class Family(nn.Module):
@@ -132,35 +132,6 @@ class Family(nn.Module):
         """The phase that ``step`` belongs to; by default each phase has an equal share."""
         names = self.stages()
         return names[min(step * len(names) // total, len(names) - 1)]
-
-
-def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """The points and the labels (None where there are none) of a ``batch``.
-
-    Raises:
-        DataError: no "x", points that are not floating or not of ``shape``, or labels that are
-            not one integer a row.
-    """
-    if isinstance(batch, Mapping):
-        if "x" not in batch:
-            raise DataError(f"a batch has the keys {sorted(batch)} but no 'x'. Add the points.")
-        x, label = batch["x"], batch.get("label")
-    else:
-        x, label = batch, None
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"the points of a batch are {kind}. Give floating-point tensors.")
-    if tuple(x.shape[1:]) != tuple(shape):
-        raise DataError(
-            f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
-            f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
-        )
-    if label is not None and (label.is_floating_point() or label.shape != x.shape[:1]):
-        raise DataError(
-            f"labels are {label.dtype} of shape {tuple(label.shape)} for {len(x)} points. "
-            "Give one integer a row."
-        )
-    return x, label
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

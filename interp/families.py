@@ -157,9 +157,7 @@ def load(name: str) -> Factory:
     return factory
 
 
-def create(
-    name: str, shape: Sequence[int], network: object | None = None, **config: Any
-) -> Family:
+def create(name: str, shape: Sequence[int], network: object | None = None, **config: Any) -> Family:
     """Make the family ``name`` for data points of ``shape``.
 
     Args:

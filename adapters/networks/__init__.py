@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from interp.errors import UnknownName
+from interp.errors import OptionError, UnknownName
 
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "UNet", "create", "default"]
+__all__ = ["MLP", "UNet", "default", "resolve"]
 
 _KINDS: dict[str, type[MLP] | type[UNet]] = {"mlp": MLP, "unet": UNet}
+_OWN = "own:"
 
 
 def default(shape: Sequence[int]) -> str:
@@ -21,16 +23,34 @@ def default(shape: Sequence[int]) -> str:
     return "unet" if len(shape) == 3 and min(shape[1:]) >= 4 else "mlp"
 
 
-def create(
-    kind: str, shape: Sequence[int], classes: int | None = None, width: int | None = None
-) -> nn.Module:
-    """A network of ``kind`` for points of ``shape``; ``width`` None is the kind's own default.
+def resolve(
+    network: nn.Module | str | None,
+    shape: Sequence[int],
+    classes: int | None = None,
+    width: int | None = None,
+) -> tuple[nn.Module, str]:
+    """The network that a family was given or is to make, and the name it has in a config.
+
+    Args:
+        network: the user's own, "unet", "mlp", or None to choose by ``shape``.
+        shape: of one data point.
+        classes: the number of labels, or None.
+        width: of a network made here; None is the kind's own default.
 
     Raises:
         UnknownName: a kind that does not exist.
-        OptionError: a shape, width or number of classes that the kind cannot have.
+        OptionError: a shape, width or number of classes that the kind cannot have, or the config
+            of a family whose network was the user's own.
     """
+    if isinstance(network, nn.Module):
+        return network, f"{_OWN}{type(network).__module__}.{type(network).__qualname__}"
+    kind = default(shape) if network is None else network
+    if isinstance(kind, str) and kind.startswith(_OWN):
+        raise OptionError(
+            f"this family was made with a network of the user's own, {kind.removeprefix(_OWN)}. "
+            "Make the family in Python with network=..., and load its weights into that."
+        )
     if kind not in _KINDS:
         raise UnknownName.of("network", kind, _KINDS)
-    options = {} if width is None else {"width": width}
-    return _KINDS[kind](shape, classes=classes, **options)
+    options: dict[str, Any] = {} if width is None else {"width": width}
+    return _KINDS[kind](shape, classes=classes, **options), kind

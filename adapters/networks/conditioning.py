@@ -54,8 +54,7 @@ class Conditioning(nn.Module):
         """
         # w_k t is formed in t's own dtype, float64 from a solver, and cast when it is an angle.
         angle = t.reshape(-1, 1) * self.frequency.to(t.dtype)
-        weight = self.embed[0].weight
-        features = torch.cat([angle.cos(), angle.sin()], dim=1).to(weight.dtype)
+        features = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.frequency.dtype)
         vector: Tensor = self.embed(features * math.sqrt(2))
         if self.table is None:
             if label is not None:
@@ -65,8 +64,8 @@ class Conditioning(nn.Module):
                 )
             return vector
         if label is None:
-            label = torch.full((1,), self.table.num_embeddings - 1, device=weight.device)
-        return vector + self.table(label)
+            label = torch.full((1,), self.table.num_embeddings - 1, device=vector.device)
+        return vector + torch.nn.functional.embedding(label, self.table.weight)
 
 
 class Modulated(nn.Module):

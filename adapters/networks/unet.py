@@ -59,7 +59,11 @@ class UNet(nn.Module):
                 channels = size
                 skips.append(channels)
         self.middle = nn.ModuleList(
-            [_Block(channels, channels, wide), _Attention(channels), _Block(channels, channels, wide)]
+            [
+                _Block(channels, channels, wide),
+                _Attention(channels),
+                _Block(channels, channels, wide),
+            ]
         )
         for level, size in reversed(list(enumerate(sizes))):
             for _ in range(depth + 1):
@@ -155,11 +159,13 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 def _checked(shape: Sequence[int], multipliers: Sequence[int] | None) -> Sequence[int]:
     if len(shape) != 3:
         raise OptionError(
-            f"a U-Net was asked for points of shape {tuple(shape)}. Give (channels, height, width), "
-            'or take network="mlp".'
+            f"a U-Net was asked for points of shape {tuple(shape)}. Give (channels, height, "
+            'width), or take network="mlp".'
         )
     halvings = 0
-    while halvings < 2 and all(s % 2 ** (halvings + 1) == 0 and s >> halvings > 4 for s in shape[1:]):
+    while halvings < 2 and all(
+        s % 2 ** (halvings + 1) == 0 and s >> halvings > 4 for s in shape[1:]
+    ):
         halvings += 1
     if multipliers is None:
         return [1, 2, 2][: halvings + 1]
@@ -167,6 +173,6 @@ def _checked(shape: Sequence[int], multipliers: Sequence[int] | None) -> Sequenc
     if not multipliers or any(s % factor for s in shape[1:]):
         raise OptionError(
             f"images of {shape[1]} x {shape[2]} cannot be halved {len(multipliers) - 1} times. "
-            f"Give fewer multipliers than {list(multipliers)}, or images whose sides divide by {factor}."
+            f"Give fewer multipliers than {list(multipliers)}, or sides that divide by {factor}."
         )
     return multipliers

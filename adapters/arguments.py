@@ -1,0 +1,85 @@
+"""What a family is given, checked in one place: batches, labels, paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from interp import Interpolant, schedules
+from interp.errors import DataError, OptionError
+from interp.families import Batch
+
+
+def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The points and the labels (None where there are none) of a ``batch``.
+
+    Raises:
+        DataError: no "x", points that are not floating or not of ``shape``, or labels that are
+            not one integer a row.
+    """
+    if isinstance(batch, Mapping):
+        if "x" not in batch:
+            raise DataError(f"a batch has the keys {sorted(batch)} but no 'x'. Add the points.")
+        x, label = batch["x"], batch.get("label")
+    else:
+        x, label = batch, None
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise DataError(f"the points of a batch are {kind}. Give floating-point tensors.")
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise DataError(
+            f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
+            f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
+        )
+    if label is not None and (label.is_floating_point() or label.shape != x.shape[:1]):
+        raise DataError(
+            f"labels are {label.dtype} of shape {tuple(label.shape)} for {len(x)} points. "
+            "Give one integer a row."
+        )
+    return x, label
+
+
+def check_label(
+    label: Tensor | Sequence[int] | int, rows: int, classes: int | None, device: torch.device
+) -> Tensor:
+    """Labels in [0, classes), one a row, int64; a single one is repeated for all rows.
+
+    Raises:
+        OptionError: a model without labels, a label outside the range, or a wrong number of them.
+    """
+    if classes is None:
+        raise OptionError(
+            "a label was given to a model without labels. Make the family with classes=..., or "
+            "leave the label out."
+        )
+    labels = torch.as_tensor(label, device=device)
+    if labels.is_floating_point() or labels.shape not in ((), (rows,)):
+        raise OptionError(
+            f"label is {labels.dtype} of shape {tuple(labels.shape)} for {rows} rows. Give an "
+            "integer, or one a row."
+        )
+    if labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
+        raise OptionError(
+            f"labels run from {int(labels.min())} to {int(labels.max())} but there are {classes} "
+            f"classes. Give labels from 0 to {classes - 1}."
+        )
+    return labels.long().expand(rows)
+
+
+def as_path(path: Interpolant | str | Mapping[str, object] | None) -> Interpolant:
+    """A path from itself, from its name, or from its config.
+
+    Raises:
+        UnknownName: no path of that name.
+        OptionError: None, the config of a path that the user made.
+    """
+    if isinstance(path, Interpolant):
+        return path
+    if path is None:
+        raise OptionError(
+            "this family was made with a path of the user's own, which a config cannot hold. Make "
+            "the family in Python with path=..., and load its weights into that."
+        )
+    return schedules.from_config({"name": path} if isinstance(path, str) else path)

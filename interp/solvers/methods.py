@@ -1,0 +1,120 @@
+"""The table of methods: what each can integrate, to which order, and where it runs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+
+from ..errors import UnknownName
+from . import tableaus
+from .tableaus import Numbers, Tableau
+
+KINDS = ("ode", "sde")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: what `solve` calls it.
+        kind: "ode" or "sde".
+        order: of convergence (weak for an SDE).
+        adaptive: whether it can choose its steps.
+        terms: which terms it integrates.
+        tableau: its coefficients, where it is a Runge-Kutta method.
+        peer: what torchdiffeq calls the same tableau, or None.
+        options: names of its own options.
+    """
+
+    name: str
+    kind: str
+    order: int
+    adaptive: bool
+    terms: tuple[str, ...]
+    tableau: Tableau | None = None
+    peer: str | None = None
+    options: tuple[str, ...] = ()
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Where it runs here and now: a peer counts where it is installed."""
+        own = ("rust", "torch")
+        return (*own, "torchdiffeq") if self.peer and _installed("torchdiffeq") else own
+
+    @functools.cached_property
+    def numbers(self) -> Numbers:
+        """The tableau in floating point."""
+        if self.tableau is None:
+            raise UnknownName.of("tableau", self.name, METHODS)
+        return Numbers.of(self.tableau)
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method:
+    adaptive = bool(tableau.b_hat)
+    options = ("first_step", "max_steps") if adaptive else ()
+    return Method(name, "ode", tableau.order, adaptive, ("ODE",), tableau, peer, options)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _runge_kutta("euler", tableaus.EULER, "euler"),
+        _runge_kutta("midpoint", tableaus.MIDPOINT, "midpoint"),
+        _runge_kutta("heun", tableaus.HEUN, "heun2"),
+        _runge_kutta("ralston", tableaus.RALSTON),
+        _runge_kutta("ssprk3", tableaus.SSPRK3),
+        _runge_kutta("rk4", tableaus.RK4),
+        _runge_kutta("rk38", tableaus.RK38, "rk4"),
+        _runge_kutta("bosh3", tableaus.BOSH3, "bosh3"),
+        _runge_kutta("dopri5", tableaus.DOPRI5, "dopri5"),
+        Method("euler_maruyama", "sde", 1, False, ("SDE",), options=("span", "depth")),
+    )
+}
+
+
+class MethodTable(tuple[Method, ...]):
+    """Methods that print as a table."""
+
+    def __str__(self) -> str:
+        head = ("name", "kind", "order", "adaptive", "backends", "terms")
+        rows = [head, *(self._cells(m) for m in self)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+    @staticmethod
+    def _cells(m: Method) -> tuple[str, ...]:
+        adaptive = "yes" if m.adaptive else "no"
+        backends, terms = ", ".join(m.backends), ", ".join(m.terms)
+        return (m.name, m.kind, str(m.order), adaptive, backends, terms)
+
+    __repr__ = __str__
+
+
+def methods(kind: str | None = None) -> MethodTable:
+    """The methods of `solve`, all or of one ``kind`` ("ode", "sde").
+
+    Raises:
+        UnknownName: a kind that does not exist.
+    """
+    if kind is not None and kind not in KINDS:
+        raise UnknownName.of("kind of method", kind, KINDS)
+    return MethodTable(m for m in METHODS.values() if kind in (None, m.kind))
+
+
+def find(name: object) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        UnknownName: none is.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise UnknownName.of("method", name, METHODS)
+    return METHODS[name]

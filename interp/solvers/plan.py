@@ -1,0 +1,260 @@
+"""From a term and a call's arguments to what a backend runs, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import spread
+from ..errors import OptionError, SolveError, Unsupported
+from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
+from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
+from . import rust_backend, torch_backend, torchdiffeq_backend
+from .methods import Method
+from .problem import Adaptive, NoiseKey, Observer, Problem, Report
+
+Engine = Callable[..., Report]
+
+
+@dataclass
+class Plan:
+    """One run: what to call, with what, and how its numbers are read.
+
+    Attributes:
+        engine, arguments: the backend's function and what follows the problem in its call.
+        problem: the run in the coordinates in which it is integrated.
+        saves: the output times, in the caller's clock.
+        coordinates: those of the run; None for (x, t) itself.
+        start, stop: where the backend's part begins and ends, in the caller's clock.
+        last: the end of a further first-order step, where the term needs one.
+        noise: what keys the noise, for an SDE.
+    """
+
+    engine: Engine
+    arguments: tuple[Any, ...]
+    problem: Problem
+    saves: list[float]
+    coordinates: Coordinates | None
+    start: float
+    stop: float
+    last: float | None = None
+    noise: NoiseKey | None = None
+
+    def time(self, tau: float) -> float:
+        """A clock reading of the run in the caller's time."""
+        if self.coordinates is None:
+            return tau
+        return float(self.coordinates.time(torch.tensor(tau, dtype=torch.float64)))
+
+    def state(self, t: float, y: Tensor) -> Tensor:
+        """A state of the run as the caller's x."""
+        if self.coordinates is None:
+            return y
+        return spread(self.coordinates.scale(torch.tensor(t, dtype=torch.float64)), y) * y
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of a solve, checked."""
+
+    method: Method
+    backend: str
+    ends: tuple[float, float]
+    grid: list[float] | None
+    rtol: float
+    atol: float
+    saves: list[float]
+    seed: int | None
+    first_row: int
+    cond: Cond
+    options: Mapping[str, Any]
+
+    def adaptive(self, ends: tuple[float, float]) -> Adaptive:
+        """Ends and tolerances of an adaptive run."""
+        first, most = self.options.get("first_step"), self.options.get("max_steps", 100_000)
+        if first is not None and not (isinstance(first, (int, float)) and 0 < first < float("inf")):
+            raise OptionError(f"first_step={first!r} is not a step. Give a positive number.")
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise OptionError(f"max_steps={most!r} is not a limit. Give a positive integer.")
+        return Adaptive(*ends, self.rtol, self.atol, None if first is None else float(first), most)
+
+
+def plan(
+    term: ODE | SDE | PathODE | PathSDE, x: Tensor, request: Request, observer: Observer | None
+) -> Plan:
+    """What to run for a term; the observer is called in the caller's time and state."""
+    if isinstance(term, (SDE, PathSDE)):
+        return _plan_sde(term, x, request, observer)
+    return _plan_ode(term, x, request, observer)
+
+
+def _time_maker(
+    dtype: torch.dtype, device: torch.device
+) -> Callable[[list[float]], tuple[Tensor, ...]]:
+    return lambda times: torch.tensor(times, dtype=dtype, device=device).unbind()
+
+
+def _problem(
+    x: Tensor, y: Tensor, saves: list[float], field: Callable[[Tensor, Tensor], Tensor],
+    exact_time: bool, backend: str,
+) -> Problem:  # fmt: skip
+    if backend == "rust":
+        # The engine takes this tensor for its own: never the caller's memory.
+        y = y.detach().clone(memory_format=torch.contiguous_format) if y is x else y.contiguous()
+    return Problem(
+        field=field,
+        y=y,
+        row=x[0].numel() if x.ndim and len(x) else x.numel() if not x.ndim else 0,
+        saves=saves,
+        xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
+        times=_time_maker(torch.float64 if exact_time else x.dtype, x.device),
+    )
+
+
+def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
+    at, grid, (start, stop), last = term.coordinates, request.grid, request.ends, None
+    if isinstance(term, PathODE) and term.view == "data" and term.clean(stop):
+        last = stop
+        if grid is not None:
+            grid = grid[:-1]
+            stop = grid[-1]
+        else:
+            stop = _before_clean_data(term, start, request)
+    saves = [s for s in request.saves if last is None or (s - stop) * (stop - start) <= 0]
+    tau = _clock(at, [start, stop, *saves, *(grid or [])])
+    y = x
+    if at is not None:
+        y = spread(1 / at.scale(torch.tensor(start, dtype=torch.float64)), x) * x
+    marks = [tau[s] for s in saves]
+    slope = term.slope(request.cond)
+    problem = _problem(x, y, marks, slope, term.exact_time, request.backend)
+    taus = [tau[t] for t in grid] if grid is not None else None
+    goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
+    method = request.method
+    engine: Engine = _ENGINES[request.backend]
+    head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
+    made = Plan(engine, (head, taus, goal), problem, request.saves, at, start, stop, last)
+    if observer is not None:
+        problem.observer = lambda tau, y, nfe: observer(
+            made.time(tau), made.state(made.time(tau), y), nfe
+        )
+    return made
+
+
+_ENGINES: dict[str, Engine] = {
+    "rust": rust_backend.runge_kutta,
+    "torch": torch_backend.runge_kutta,
+    "torchdiffeq": torchdiffeq_backend.runge_kutta,
+}
+
+
+def _clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
+    """The clock at each time: one reading a time, so that equal times have equal readings."""
+    unique = sorted(set(times))
+    if at is None:
+        return {t: t for t in unique}
+    taus: list[float] = at.tau(torch.tensor(unique, dtype=torch.float64)).tolist()
+    return dict(zip(unique, taus, strict=True))
+
+
+def _before_clean_data(term: PathODE, start: float, request: Request) -> float:
+    """Where an adaptive run hands over to the first-order step.
+
+    That step's error is of second order in sigma / beta; at a tenth of the tolerance's square root
+    it is a hundredth of the tolerance where the data vary on the scale 1.
+    """
+    small = 0.1 * (request.atol + request.rtol) ** 0.5
+    scale = torch.tensor(small, dtype=torch.float64)
+    begin = float(term.path.noise_scale(start))
+    if begin <= small:
+        return start
+    return float(term.path.time_at_log_snr(-2 * scale.log()))
+
+
+def _plan_sde(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
+    grid = request.grid
+    if grid is None:
+        raise OptionError(f"{request.method.name} takes the steps it is given. Give steps=N.")
+    missing = [s for s in request.saves if s not in set(grid)]
+    if missing:
+        raise OptionError(
+            f"save_at holds t = {missing[0]!r}, between two steps, where an SDE has no state. Give "
+            "times of the grid, or a grid= that holds them."
+        )
+    field = term.drift_field(request.cond)
+    problem = _problem(x, x, request.saves, field, term.exact_time, request.backend)
+    steps = (
+        term.steps(grid)
+        if isinstance(term, PathSDE)
+        else _steps_by_hand(term, grid, problem, request)
+    )
+    noise = _noise(term, x, grid, request)
+    problem.observer = observer
+    engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).euler_maruyama
+    arguments = (grid, steps.a, steps.b, steps.s, noise)
+    start, stop = request.ends
+    return Plan(engine, arguments, problem, request.saves, None, start, stop, noise=noise)
+
+
+def _steps_by_hand(term: SDE, grid: list[float], problem: Problem, request: Request) -> Steps:
+    """Euler-Maruyama: x + h drift + g dW."""
+    if term.calculus != "ito":
+        raise Unsupported(
+            f"euler_maruyama converges to the Ito solution, and this SDE is {term.calculus}. Convert "
+            "the drift: subtract (1/2) g dg/dx."
+        )
+    g = term.diffusion_field(request.cond)
+    lengths = [end - t for t, end in zip(grid, grid[1:], strict=False)]
+    ones = [1.0] * len(lengths)
+    if callable(g):
+        problem.diffusion = g
+        return Steps(ones, lengths, ones)
+    return Steps(ones, lengths, [g] * len(lengths))
+
+
+def _noise(term: SDE | PathSDE, x: Tensor, grid: list[float], request: Request) -> NoiseKey:
+    options = request.options
+    span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
+    if options.get("span") is not None:
+        low, high = (float(t) for t in options["span"])
+        if term.path is not None or not low <= span[0] < span[1] <= high < float("inf"):
+            raise OptionError(
+                f"span={options['span']!r} does not root the noise of this run, from {span[0]:g} to "
+                f"{span[1]:g}. Give an interval that holds it (a path's is always [0, 1])."
+            )
+        span = (low, high)
+    depth = options.get("depth", 10)
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 48:
+        raise OptionError(f"depth={depth!r} is not a depth. Give an integer from 1 to 48.")
+    seed = fresh_seed() if request.seed is None else check_seed(request.seed)
+    rows = len(x) if x.ndim else 1
+    first_row = check_first_row(request.first_row, rows)
+    return NoiseKey(seed, STREAMS["path"], first_row, span, depth_for(grid, span, depth))
+
+
+def failure(made: Plan, report: Report) -> SolveError:
+    """The error that says why a run ended early."""
+    t = made.time(report["t"])
+    where = f"at t = {t:.6g}, after {report['accepted']} steps"
+    rows = report["rows"]
+    if report["status"] == "non_finite":
+        shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        what = f"the field or the state became NaN or infinite {where}" + (
+            f", in row{'s' if len(rows) > 1 else ''} {shown}" if rows else ""
+        )
+        remedy = "Look at the field there, or take smaller steps."
+    elif report["status"] == "step_underflow":
+        what = f"the step shrank to {report['step']:.1e} {where}: the field is too stiff or jumps"
+        remedy = "Raise rtol and atol, or give steps=N for a fixed grid."
+    else:
+        what = f"the run took all the steps it may {where}, the last of length {report['step']:.1e}"
+        remedy = "Raise max_steps or the tolerances."
+    return SolveError(
+        f"{what}. {remedy} The error's .last holds the last good state.",
+        time=t, step=report["accepted"], rows=rows, last=made.state(t, report["y"]),
+        reason=report["status"],
+    )  # fmt: skip

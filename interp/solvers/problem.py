@@ -1,0 +1,84 @@
+"""What a backend is handed and what it hands back: one shape for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from ..terms import Field
+
+Observer = Callable[[float, Tensor, int], None]
+
+
+@dataclass
+class Problem:
+    """A run in the coordinates in which it is integrated.
+
+    Attributes:
+        field: field(t, y) -> tensor like y.
+        y: the state at the start, a contiguous tensor of the run's own; taken by the backend.
+        row: elements in a row of y.
+        saves: times at which to save, in the order of the run.
+        xs: (len(saves), *y.shape), where the saved states go.
+        times: makes the tensors of times that the field is called with.
+        diffusion: g(t, y) -> tensor like y, or None.
+        observer: called with t, y and the number of evaluations after each step.
+    """
+
+    field: Field
+    y: Tensor | None
+    row: int
+    saves: list[float]
+    xs: Tensor
+    times: Callable[[list[float]], tuple[Tensor, ...]]
+    diffusion: Field | None = None
+    observer: Observer | None = None
+
+    @staticmethod
+    def plain(result: Tensor) -> Tensor:
+        """A fresh contiguous tensor of torch's own class, whatever kind of tensor came."""
+        if type(result) is not Tensor:
+            with torch._C.DisableTorchFunctionSubclass():
+                result = result.as_subclass(Tensor)
+        return torch.empty(result.shape, dtype=result.dtype, device=result.device).copy_(result)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Ends and tolerances of a run with adaptive steps."""
+
+    from_: float
+    to: float
+    rtol: float
+    atol: float
+    first_step: float | None
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """What keys the noise of a run."""
+
+    seed: int
+    stream: int
+    first_row: int
+    span: tuple[float, float]
+    depth: int
+
+
+class Report(TypedDict):
+    """How a run ended."""
+
+    y: Tensor
+    status: str
+    t: float
+    accepted: int
+    rejected: int
+    nfe: int
+    step: float
+    rows: list[int]
+    field_s: float

@@ -1,0 +1,87 @@
+"""What a solve gives back, and what it shows on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve did.
+
+    Attributes:
+        nfe: evaluations of the field (the model, the drift).
+        steps: steps of the run, ``accepted``.
+        accepted, rejected: steps that were taken and tried in vain.
+        wall_s: seconds from call to return.
+        field_s: seconds of these inside the field.
+        method, backend: what ran.
+        status: "done", or why it ended early.
+        seed: of the noise; None for an ODE.
+        depth: levels of the Brownian tree; None for an ODE.
+    """
+
+    nfe: int
+    steps: int
+    accepted: int
+    rejected: int
+    wall_s: float
+    field_s: float
+    method: str
+    backend: str
+    status: str
+    seed: int | None = None
+    depth: int | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.method} on {self.backend}: {self.status}, {self.accepted} steps"
+        rejected = f" (+{self.rejected} rejected)" if self.rejected else ""
+        share = f"{self.wall_s:.3g} s, {self.field_s:.3g} s of it in the field"
+        return f"{head}{rejected}, {self.nfe} evaluations, {share}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of a run and what was saved on the way.
+
+    Attributes:
+        x: the state at the end.
+        ts: (m,) float64, the times of ``save_at``, or the end alone.
+        xs: (m, *x.shape), the states at these times.
+        stats: what the run did.
+    """
+
+    x: Tensor
+    ts: Tensor
+    xs: Tensor
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a callback sees after each step.
+
+    Attributes:
+        t: the time, in the caller's clock.
+        x: the state there.
+        nfe: evaluations so far.
+        step: steps so far.
+    """
+
+    t: float
+    x: Tensor
+    nfe: int
+    step: int
+    _data: Callable[[float, Tensor], Tensor | None]
+
+    @cached_property
+    def data(self) -> Tensor | None:
+        """The data estimate E[x1 | x], or None for a term made by hand.
+
+        Asking costs one more call of the model, which ``nfe`` does not count.
+        """
+        return self._data(self.t, self.x)

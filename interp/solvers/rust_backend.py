@@ -1,0 +1,10 @@
+"""The Rust engine: a solve enters it once and comes back when it is done.
+
+Nothing of ours stands between `solve` and the native call, so that the traceback of an exception
+in a field shows the caller, `solve` and the field. The numbers and types that cross the border are
+those of `interp.solvers.problem` and `interp.solvers.tableaus`.
+"""
+
+from rust_solvers import euler_maruyama, runge_kutta
+
+__all__ = ["euler_maruyama", "runge_kutta"]

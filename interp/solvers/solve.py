@@ -1,0 +1,343 @@
+"""The one call that integrates anything."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
+from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
+from . import grids
+from .methods import Method, find
+from .plan import Plan, Request, failure, plan
+from .problem import Observer, Report
+from .result import Solution, Stats, StepState
+
+BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
+_COMMON = ("on_failure",)
+_WHOLE = (0.0, 1.0)
+
+
+def solve(
+    term: Term | Callable[..., Tensor],
+    x: Tensor,
+    t: tuple[float, float] = _WHOLE,
+    method: str = "dopri5",
+    backend: str = "auto",
+    steps: int | None = None,
+    grid: str | grids.Times | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    save_at: grids.Times | None = None,
+    seed: int | None = None,
+    first_row: int = 0,
+    cond: Mapping[str, Any] | None = None,
+    callback: Callable[[StepState], None] | None = None,
+    progress: bool = False,
+    **method_options: Any,
+) -> Solution:
+    """Integrate a term from x at t[0] to t[1], forwards or backwards.
+
+    Args:
+        term: `path.ode(model)`, `path.sde(model)`, `ODE`, `SDE`, or a bare field(t, x).
+        x: the state at t[0], (rows, ...), floating.
+        t: the two ends. A path's term lives on [0, 1]; one made by hand on any finite interval.
+        method: a name of `interp.methods()`.
+        backend: "rust" (CPU, float32 and float64, no gradients), "torch" (any device,
+            differentiable), "torchdiffeq" (the methods it shares), or "auto": rust where it can.
+        steps: a number of even steps in t; makes any method fixed-step.
+        grid: the times of the steps, from t[0] to t[1]; the same.
+        rtol, atol: of the local error of adaptive steps, in the term's coordinates.
+        save_at: times to save at, in the order of the run. Between two steps the state is the dense
+            output of order 3 (dopri5: 4).
+        seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
+        first_row: the number of x's first row, so that chunks draw the noise of the whole.
+        cond: keyword arguments for the model: labels, masks.
+        callback: called with a `StepState` after each step.
+        progress: whether to show a progress bar.
+        **method_options: on_failure="raise" or "partial"; first_step and max_steps of adaptive
+            methods; span and depth of the noise.
+
+    Raises:
+        OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
+        FieldError: a field that does not return a tensor like its input.
+        SolveError: a run that could not go on, with the last good state.
+    """
+    began = time.perf_counter()
+    term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
+    chosen = find(method)
+    request = _request(
+        term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row,
+        dict(cond or {}), method_options,
+    )  # fmt: skip
+    with _gradients(request.backend), _progress(request, progress) as bar:
+        observer = _observer(term, request.cond, callback, bar)
+        made = plan(term, x, request, observer)
+        if made.last is not None and made.stop == made.start:
+            report = _nothing(made)
+        else:
+            report = made.engine(made.problem, *made.arguments)
+        if report["status"] != "done" and method_options.get("on_failure") != "partial":
+            raise failure(made, report)
+        return _solution(term, request, made, report, observer, began)
+
+
+def _callable(term: object) -> Callable[..., Tensor]:
+    if not callable(term):
+        raise OptionError(
+            f"a {type(term).__name__} cannot be integrated. Give path.ode(model), path.sde(model), "
+            "interp.ODE(field), interp.SDE(drift, diffusion) or a function field(t, x)."
+        )
+    return term
+
+
+# Checks
+
+
+def _request(
+    term: Term, x: Tensor, t: object, method: Method, backend: str, steps: int | None,
+    grid: str | grids.Times | None, rtol: float, atol: float, save_at: object, seed: int | None,
+    first_row: int, cond: Cond, options: Mapping[str, Any],
+) -> Request:  # fmt: skip
+    _check_kind(term, method)
+    _check_state(x)
+    _check_tolerances(rtol, atol, x.dtype)
+    _check_options(method, options)
+    ends = grids.interval(t)
+    term.check(*ends)
+    times = grids.grid_times(steps, grid, ends)
+    if times is None and not method.adaptive:
+        raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
+    saves = grids.save_times(save_at, ends)
+    name = _backend(backend, method, x, times is not None)
+    return Request(
+        method, name, ends, times, float(rtol), float(atol), saves, seed, first_row, cond, options
+    )
+
+
+def _check_kind(term: Term, method: Method) -> None:
+    if term.kind != method.kind:
+        instead = "dopri5" if term.kind == "ode" else "euler_maruyama"
+        raise OptionError(
+            f"{method.name} integrates {method.kind.upper()}s and this term is an "
+            f"{term.kind.upper()}. Use another method, e.g. method={instead!r}."
+        )
+
+
+def _check_state(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise OptionError(f"x is a {type(x).__name__}, not a tensor. Give torch.as_tensor(x).")
+    if not x.is_floating_point():
+        raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
+    if x.layout is not torch.strided:
+        raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
+    if x.device.type != "meta" and not bool(x.isfinite().all()):
+        bad = ~x.isfinite().reshape(len(x) if x.ndim else 1, -1).all(1)
+        rows = bad.nonzero().flatten().tolist()
+        raise OptionError(f"x is NaN or infinite in rows {rows[:8]}. Give a finite state.")
+
+
+def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise OptionError(f"{name}={value!r} is not a tolerance. Give a number, zero or more.")
+    if rtol == 0 and atol == 0:
+        raise OptionError("rtol and atol are both 0, which no step can meet. Raise one of them.")
+    rounding = torch.finfo(dtype).eps
+    if rtol < rounding and atol < rounding:  # type: ignore[operator]
+        warnings.warn(
+            f"rtol={rtol} and atol={atol} are below the rounding of {dtype}, {rounding:.1e}: steps "
+            "may shrink without end. Use float64 or larger tolerances.",
+            stacklevel=4,
+        )
+
+
+def _check_options(method: Method, options: Mapping[str, Any]) -> None:
+    known = (*_COMMON, *method.options)
+    for name in options:
+        if name not in known:
+            raise UnknownName.of(f"option of {method.name}", name, known)
+    if options.get("on_failure", "raise") not in ("raise", "partial"):
+        raise UnknownName.of("on_failure", options["on_failure"], ("raise", "partial"))
+
+
+def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
+    """The backend to use, after a check that it can."""
+    if name not in BACKENDS:
+        raise UnknownName.of("backend", name, BACKENDS)
+    with_gradients = x.requires_grad and torch.is_grad_enabled()
+    native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if name == "auto":
+        return "rust" if native and not with_gradients else "torch"
+    if name == "rust" and (not native or with_gradients):
+        why = "requires a gradient" if native else f"is {x.dtype} on {x.device}"
+        raise Unsupported(
+            f"the rust backend runs float32 and float64 on the cpu, without gradients, and x {why}. "
+            'Use backend="torch", or "auto".'
+        )
+    if name == "torchdiffeq":
+        if method.peer is None or name not in method.backends:
+            why = (
+                "is not installed" if method.peer else f"has no method with {method.name}'s tableau"
+            )
+            raise Unsupported(
+                f'torchdiffeq {why}. Use backend="rust" or "torch" (its rk4 is our rk38, its heun2 '
+                "our heun), or install interp[peers]."
+            )
+        if fixed and method.adaptive:
+            raise Unsupported(
+                f'torchdiffeq takes no fixed steps with {method.name}. Use backend="rust" or "torch".'
+            )
+    return name
+
+
+# Context
+
+
+@contextlib.contextmanager
+def _gradients(backend: str) -> Iterator[None]:
+    """Rust records no gradients; its buffers must be normal tensors, whose writes torch counts."""
+    if backend != "rust":
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def _progress(request: Request, wanted: bool) -> Iterator[Callable[[float, int], None] | None]:
+    """A progress bar as a function of (t, evaluations), or None."""
+    if not wanted:
+        yield None
+        return
+    from tqdm import tqdm
+
+    start, stop = request.ends
+    with tqdm(total=100, desc=request.method.name, unit="%", bar_format=_BAR) as bar:
+
+        def show(t: float, nfe: int) -> None:
+            bar.set_postfix_str(f"t={t:.3f}, {nfe} evaluations")
+            bar.update(100 * (t - start) / (stop - start) - bar.n)
+
+        yield show
+
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
+
+
+def _observer(
+    term: Term,
+    cond: Cond,
+    callback: Callable[[StepState], None] | None,
+    bar: Callable[[float, int], None] | None,
+) -> Observer | None:
+    if callback is None and bar is None:
+        return None
+    count = 0
+
+    def data(t: float, x: Tensor) -> Tensor | None:
+        return term.data(t, x, cond) if isinstance(term, (PathODE, PathSDE)) else None
+
+    def observe(t: float, x: Tensor, nfe: int) -> None:
+        nonlocal count
+        count += 1
+        if bar is not None:
+            bar(t, nfe)
+        if callback is not None:
+            callback(StepState(t, x, nfe, count, data))
+
+    return observe
+
+
+# Results
+
+
+def _nothing(made: Plan) -> Report:
+    """The report of a run whose only step is the first-order one."""
+    y, problem = made.problem.y, made.problem
+    if y is None:
+        raise FieldError("the state of this run is gone")
+    for i in range(len(problem.saves)):
+        problem.xs[i] = y
+    return Report(
+        y=y, status="done", t=problem.saves[0] if problem.saves else 0.0, accepted=0, rejected=0,
+        nfe=0, step=0.0, rows=[], field_s=0.0,
+    )  # fmt: skip
+
+
+def _solution(
+    term: Term, request: Request, made: Plan, report: Report, observer: Observer | None,
+    began: float,
+) -> Solution:  # fmt: skip
+    done = report["status"] == "done"
+    stop = made.stop if done else made.time(report["t"])
+    x = made.state(stop, report["y"])
+    saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
+    if not done:
+        start = made.start
+        saves = [s for s in saves if (s - stop) * (stop - start or 1.0) <= 0]
+        xs = xs[: len(saves)]
+    if made.coordinates is not None and saves:
+        scale = made.coordinates.scale(torch.tensor(saves, dtype=torch.float64))
+        xs = spread_rows(scale, xs)
+    stats = Stats(
+        nfe=report["nfe"], steps=report["accepted"], accepted=report["accepted"],
+        rejected=report["rejected"], wall_s=0.0, field_s=report["field_s"],
+        method=request.method.name, backend=request.backend, status=report["status"],
+        seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
+    )  # fmt: skip
+    if done and made.last is not None and isinstance(term, PathODE):
+        x, xs, saves, stats = _last_step(term, request, made, x, xs, stats, observer)
+    stats = replace(stats, wall_s=time.perf_counter() - began)
+    return Solution(x, torch.tensor(saves, dtype=torch.float64), xs, stats)
+
+
+def spread_rows(scale: Tensor, xs: Tensor) -> Tensor:
+    """Multiply the i-th state by scale[i]."""
+    return xs * scale.to(dtype=xs.dtype, device=xs.device).reshape(-1, *(1,) * (xs.ndim - 1))
+
+
+def _last_step(
+    term: PathODE, request: Request, made: Plan, x: Tensor, xs: Tensor, stats: Stats,
+    observer: Observer | None,
+) -> tuple[Tensor, Tensor, list[float], Stats]:  # fmt: skip
+    """The first-order step to clean data, and the output times inside it."""
+    began = time.perf_counter()
+    at = torch.tensor(made.stop, dtype=torch.float64)
+    data = term.call(at, x, request.cond)
+    field_s = time.perf_counter() - began
+    if data.shape != x.shape:
+        raise FieldError(
+            f"the model returned a tensor of shape {tuple(data.shape)} where the state is "
+            f"{tuple(x.shape)}. Return a tensor like x."
+        )
+
+    def carried(t: float) -> Tensor:
+        return term.first_order(at, torch.tensor(t, dtype=torch.float64), x, data)
+
+    end = carried(float(made.last or 0.0))
+    if not bool(end.isfinite().all()):
+        bad = ~end.isfinite().reshape(len(end) if end.ndim else 1, -1).all(1)
+        rows = [int(i) for i in bad.nonzero().flatten()]
+        raise SolveError(
+            f"the model became NaN or infinite at t = {made.stop:.6g} in rows {rows[:8]}. Look at the "
+            "model there.",
+            time=made.stop, step=stats.accepted, rows=rows, last=x, reason="non_finite",
+        )  # fmt: skip
+    inside = made.saves[len(xs) :]
+    xs = torch.cat([xs, torch.stack([carried(t) for t in inside])]) if inside else xs
+    stats = replace(
+        stats, nfe=stats.nfe + 1, steps=stats.steps + 1, accepted=stats.accepted + 1,
+        field_s=stats.field_s + field_s,
+    )  # fmt: skip
+    if observer is not None:
+        observer(float(made.last or 0.0), end, stats.nfe)
+    return end, xs, made.saves, stats

@@ -1,0 +1,25 @@
+"""The integration engine of interp: what crosses the border, and in which types."""
+
+from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
+from interp.solvers.tableaus import Numbers
+
+def runge_kutta(
+    problem: Problem,
+    tableau: Numbers,
+    grid: list[float] | None = None,
+    adaptive: Adaptive | None = None,
+) -> Report:
+    """Integrate by an explicit Runge-Kutta method, on a grid or adaptively."""
+
+def euler_maruyama(
+    problem: Problem,
+    grid: list[float],
+    a: list[float],
+    b: list[float],
+    s: list[float],
+    noise: NoiseKey,
+) -> Report:
+    """y_new = a y + b field + s dW (times the diffusion, where there is one)."""
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """One block of Philox 4x32-10: four words from a counter of four and a key of two."""
