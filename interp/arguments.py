@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+import operator
 
 import torch
 from torch import Tensor
 
-from .errors import OptionError, TimeError
+from .errors import FieldError, OptionError, TimeError
 
 Time = float | Tensor
 """A float, a 0-d tensor, or a tensor of x's leading axes."""
@@ -68,3 +70,50 @@ def require_same(**tensors: Tensor) -> None:
             mine, wanted = getattr(tensor, what), getattr(reference, what)
             if mine != wanted:
                 raise OptionError(f"{name} has {what} {mine} but {first} has {wanted}. Match them.")
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """An integer of any integer type in [low, high].
+
+    Raises:
+        OptionError: anything else.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        limits = (
+            f"an integer, {low} or more" if high is None else f"an integer from {low} to {high}"
+        )
+        raise OptionError(f"{name}={value!r} does not fit. Give {limits}.")
+    return number
+
+
+def real(name: str, value: object, low: float = 0.0) -> float:
+    """A finite number of any real type, ``low`` or more.
+
+    Raises:
+        OptionError: anything else.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or float(value) < low:  # type: ignore[arg-type]
+        raise OptionError(f"{name}={value!r} does not fit. Give a finite number, {low:g} or more.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def like(result: object, x: Tensor, who: str) -> Tensor:
+    """What a model or field returned, refused where it is no tensor like ``x``.
+
+    Raises:
+        FieldError: names what came and what was wanted.
+    """
+    remedy = "Return a new tensor of the state's shape, dtype and device."
+    if not isinstance(result, Tensor):
+        raise FieldError(f"{who} returned a {type(result).__name__}, not a tensor. {remedy}")
+    for what in ("shape", "dtype", "device"):
+        found, wanted = getattr(result, what), getattr(x, what)
+        if found != wanted:
+            shown = f"{what} {found} where the state is {wanted}"
+            raise FieldError(f"{who} returned a tensor of {shown}. {remedy}")
+    return result

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from .errors import InterpError, OptionError, UnknownName
 
@@ -84,8 +84,13 @@ class Family(Protocol):
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """A scalar, or named terms whose sum is minimised."""
 
-    def sample(self, n: int, *, seed: int | None = None, first_row: int = 0) -> Tensor:
+    def sample(
+        self, n: int, *, seed: int | None = None, first_row: int = 0, **options: Any
+    ) -> Tensor:
         """``n`` samples; rows are numbered from ``first_row``, so that chunks equal the whole."""
+
+    def log_prob(self, x: Tensor, **options: Any) -> Tensor:
+        """The log density of each row, nats."""
 
     def supports(self, verb: str) -> bool | str:
         """False, or how the verb is done: "exact", "ode", "bound"."""
@@ -101,6 +106,14 @@ class Family(Protocol):
 
     def stage(self, step: int, total: int) -> str:
         """The phase that ``step`` of ``total`` belongs to."""
+
+    # Of an nn.Module
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All weights."""
+
+    def to(self, device: Any) -> Self:
+        """The same family on ``device``."""
 
 
 Factory = Callable[..., Family]

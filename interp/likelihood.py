@@ -53,7 +53,7 @@ def log_prob(
     control. The rows are taken to be independent of one another (no batch statistics).
 
     Args:
-        term: an ODE, by hand or from a path.
+        term: an ODE, by hand or from a path, or a bare field(t, x).
         x: (rows, ...), the points at t[0].
         base: the law at t[1], anything with ``log_prob(x) -> (rows,)``; None is the path's base.
         divergence: "exact", by forward mode in every dimension: as many Jacobian-vector products
@@ -73,10 +73,12 @@ def log_prob(
             not an ODE.
     """
     require_floating(x=x)
-    if not hasattr(term, "bind") or hasattr(term, "diffusion"):
+    if not hasattr(term, "kind"):
+        term = terms.ODE(term)
+    if term.kind != "ode":
         raise Unsupported(
-            f"the likelihood was asked of a {type(term).__name__}, which is no ODE. Use the "
-            "probability flow: path.ode(model), or interp.ODE(field)."
+            "the likelihood was asked of an SDE, whose samples follow no single flow. Use the "
+            "probability flow, path.ode(model), or interp.ODE(field)."
         )
     law = _base(term, base)
     flow = _flow(term, dict(cond or {}), t)
@@ -109,20 +111,19 @@ class _Flow(NamedTuple):
 
 def _flow(term: Any, cond: Mapping[str, Any], t: tuple[float, float]) -> _Flow:
     """The flow of ``term`` in the coordinates in which it is regular."""
-    if hasattr(term, "check"):
-        term.check(*t)
-    at = getattr(term, "coordinates", None)
+    term.check(*t)
+    slope, at = term.slope(cond), term.coordinates
     if at is None:
-        return _Flow(term.bind(cond), t, (1.0, 1.0))
+        return _Flow(slope, t, (1.0, 1.0))
     ends = [torch.tensor(end, dtype=torch.float64) for end in t]
     tau, scale = ([float(f(end)) for end in ends] for f in (at.tau, at.scale))
-    return _Flow(term.slope(cond), (tau[0], tau[1]), (scale[0], scale[1]))
+    return _Flow(lambda now, y: slope(now.double(), y), (tau[0], tau[1]), (scale[0], scale[1]))
 
 
 def _base(term: Any, base: Law | None) -> Law:
     if base is not None:
         return base
-    if not hasattr(term, "path"):
+    if term.path is None:
         raise OptionError(
             "a field made by hand has no base of its own. Give base=, any law with log_prob(x)."
         )
@@ -142,11 +143,10 @@ def _exact(field: Field) -> Divergence:
             v, slope = torch.func.jvp(f, (x,), (direction.expand_as(x),))[:2]
             return v, (slope * direction).flatten(1).sum(1)
 
-        chunk = max(1, min(d, _CHUNK // max(1, x.numel())))
-        over = torch.func.vmap(diagonal, out_dims=(None, 0), chunk_size=chunk)  # type: ignore[arg-type]
         _load_forward_mode()
+        chunk = max(1, _CHUNK // max(1, x.numel()))
         try:
-            v, parts = over(basis)
+            parts = [torch.func.vmap(diagonal)(some) for some in torch.split(basis, chunk)]
         except (NotImplementedError, RuntimeError) as error:
             _checked(field, t, x)  # an error of the model's own comes out as itself
             why = str(error).splitlines()[0]
@@ -154,7 +154,7 @@ def _exact(field: Field) -> Divergence:
                 f"the exact divergence cannot pass through this model: {why} "
                 'Use divergence="hutchinson", which needs only the backward pass.'
             ) from error
-        return v, parts.sum(0)
+        return parts[0][0][0], torch.cat([slopes for _, slopes in parts]).sum(0)
 
     return both
 

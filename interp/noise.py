@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .arguments import whole
 from .errors import OptionError
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,9 +54,7 @@ def check_seed(seed: object) -> int:
     Raises:
         OptionError: anything else.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise OptionError(f"seed={seed!r} is not a seed. Give an integer from 0 to 2**64 - 1.")
-    return seed
+    return whole("seed", seed, 0, 2**64 - 1)
 
 
 def check_first_row(first_row: object, rows: int) -> int:
@@ -64,13 +63,7 @@ def check_first_row(first_row: object, rows: int) -> int:
     Raises:
         OptionError: anything else.
     """
-    whole = isinstance(first_row, int) and not isinstance(first_row, bool)
-    if not whole or not 0 <= first_row <= 2**32 - rows:  # type: ignore[operator]
-        raise OptionError(
-            f"first_row={first_row!r} does not number {rows} rows. Give an integer, zero or more, "
-            "with all rows below 2**32."
-        )
-    return first_row  # type: ignore[return-value]
+    return whole("first_row", first_row, 0, 2**32 - max(rows, 1))
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> list[Tensor]:

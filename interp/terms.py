@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from . import views
-from .arguments import spread
-from .errors import OptionError, TimeError, UndeterminedView, UnknownName, Unsupported
+from .arguments import like, real, spread
+from .errors import FieldError, OptionError, TimeError, UndeterminedView, UnknownName, Unsupported
 from .scalar import Schedule
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class ODE:
 
     field: Model
 
+    def __post_init__(self) -> None:
+        _check_callable("field", self.field)
+
     kind = "ode"
     path = None
     exact_time = False
@@ -81,7 +84,8 @@ class SDE:
 
     Args:
         drift: called with t and x as an ODE's field.
-        diffusion: a number, diffusion(t), or diffusion(t, x); a scalar or of x's shape.
+        diffusion: a number, a tensor of x's shape, diffusion(t) or diffusion(t, x), which give one
+            or the other.
         calculus: "ito" or "stratonovich".
 
     Raises:
@@ -89,7 +93,7 @@ class SDE:
     """
 
     drift: Model
-    diffusion: float | Model
+    diffusion: float | Tensor | Model
     calculus: str = "ito"
 
     kind = "sde"
@@ -97,6 +101,9 @@ class SDE:
     exact_time = False
 
     def __post_init__(self) -> None:
+        _check_callable("drift", self.drift)
+        if not callable(self.diffusion) and not isinstance(self.diffusion, Tensor):
+            real("diffusion", self.diffusion)
         if self.calculus not in ("ito", "stratonovich"):
             raise UnknownName.of("calculus", self.calculus, ("ito", "stratonovich"))
 
@@ -110,17 +117,33 @@ class SDE:
     def diffusion_field(self, cond: Cond) -> float | Field:
         """The diffusion as a number, or as a function of (t, x) that gives a tensor like x."""
         g = self.diffusion
+        if isinstance(g, Tensor):
+            return lambda t, x: _spread_diffusion(g, x)
         if not callable(g):
-            if not math.isfinite(g) or g < 0:
-                raise OptionError(f"diffusion={g!r} is not a size. Give a finite number, >= 0.")
             return float(g)
-        with_x = _takes_state(g)
+        if _takes_state(g):
+            return lambda t, x: _spread_diffusion(g(t, x, **cond), x)
+        return lambda t, x: _spread_diffusion(g(t), x)
 
-        def diffusion(t: Tensor, x: Tensor) -> Tensor:
-            value = g(t, x, **cond) if with_x else g(t)
-            return torch.as_tensor(value, dtype=x.dtype, device=x.device).expand_as(x)
 
-        return diffusion
+def _spread_diffusion(value: object, x: Tensor) -> Tensor:
+    """A diffusion's value as a tensor like x."""
+    if not isinstance(value, (Tensor, int, float)):
+        kind = type(value).__name__
+        raise FieldError(f"the diffusion returned a {kind}. Return a number or a tensor like x.")
+    tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if tensor.ndim and tensor.shape != x.shape:
+        raise FieldError(
+            f"the diffusion has shape {tuple(tensor.shape)} where the state has {tuple(x.shape)}. "
+            "Return a scalar or a tensor of the state's shape."
+        )
+    return tensor.expand_as(x)
+
+
+def _check_callable(what: str, function: object) -> None:
+    if not callable(function):
+        kind = type(function).__name__
+        raise OptionError(f"the {what} is a {kind}, not a function. Give {what}(t, x).")
 
 
 def _takes_state(function: Model) -> bool:
@@ -261,10 +284,7 @@ class _PathTerm:
     def __init__(
         self, path: Interpolant, model: Model, view: str, time: str | tuple[str, int]
     ) -> None:
-        if not callable(model):
-            raise OptionError(
-                f"the model is a {type(model).__name__}, not a function. Give model(t, x, **cond)."
-            )
+        _check_callable("model", model)
         _check_view(path, view)
         _check_time_name(time)
         self.path, self.model, self.view, self.time = path, model, view, time
@@ -272,7 +292,7 @@ class _PathTerm:
     def call(self, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The model at t (float64) and x, told the time that it wants, in x's dtype."""
         time = told(self.path, self.time, t).to(x.dtype)
-        return self.model(time, x, **cond)
+        return like(self.model(time, x, **cond), x, "the model")
 
     def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
         """The data estimate E[x1 | x] at t."""
@@ -417,7 +437,7 @@ class PathSDE(_PathTerm):
         diffusion: float | str | Callable[[Tensor], Tensor | float],
         score: Model | None = None,
     ) -> None:
-        self.pair = view == ("velocity", "score") or view == ["velocity", "score"]
+        self.pair = not isinstance(view, str) and tuple(view) == ("velocity", "score")
         super().__init__(path, model, "velocity" if self.pair else view, time)  # type: ignore[arg-type]
         if not self.pair and score is None and not path.gaussian_base:
             raise UndeterminedView(
@@ -507,10 +527,12 @@ class PathSDE(_PathTerm):
         def drift(t: Tensor, x: Tensor) -> Tensor:
             t = t.double()
             if self.score is None:
-                v, s = self.call(t, x, cond)
+                v, s = self.model(told(self.path, self.time, t).to(x.dtype), x, **cond)
+                v, s = like(v, x, "the velocity"), like(s, x, "the score")
             else:
                 v, s = self.call(t, x, cond), self.score(t.to(x.dtype), x, **cond)
-            return v + spread(self.eps(t) ** 2 / 2, x) * s
+            weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
+            return v + weighted
 
         return drift
 

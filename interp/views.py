@@ -48,6 +48,10 @@ def weights(k: Coefficients, source: str, target: str) -> tuple[Tensor | None, T
     Raises:
         UndeterminedView: where the source at these times does not tell the target.
     """
+    if k.alpha is k.sigma:  # no latent: the base is the noise, also where both vanish
+        source, target = ("noise" if view == "base" else view for view in (source, target))
+        if source == target:
+            return None, torch.ones_like(k.t)
     regular = k.dsigma.isfinite()
     all_regular = bool(regular.all())
     s, T = (_row(view, k, None if all_regular else regular) for view in (source, target))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..arguments import whole
 from ..errors import OptionError, TimeError, UnknownName
 
 GRIDS = ("uniform",)
@@ -62,8 +65,8 @@ def grid_times(
             from one end to the other.
         UnknownName: the name of a grid that does not exist.
     """
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise OptionError(f"steps={steps!r} is not a number of steps. Give a positive integer.")
+    if steps is not None:
+        steps = whole("steps", steps, 1)
     if grid is None or isinstance(grid, str):
         if grid is not None and grid not in GRIDS:
             raise UnknownName.of("grid", grid, GRIDS)
@@ -89,7 +92,7 @@ def grid_times(
 def check_monotone(name: str, times: list[float], ends: tuple[float, float]) -> None:
     """Refuse times that repeat, turn back or leave the interval, with an `OptionError`."""
     sign = 1 if ends[1] > ends[0] else -1
-    for i, (s, t) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (s, t) in enumerate(itertools.pairwise(times)):
         if (t - s) * sign <= 0:
             raise OptionError(
                 f"{name}[{i}] = {s!r} and {name}[{i + 1}] = {t!r} do not go from {ends[0]:g} towards "
@@ -111,3 +114,14 @@ def save_times(save_at: object, ends: tuple[float, float]) -> list[float]:
     times = numbers("save_at", save_at)
     check_monotone("save_at", times, ends)
     return times
+
+
+def snapped(times: list[float], grid: list[float], ends: tuple[float, float]) -> list[float]:
+    """The times, each replaced by the grid time that it misses by rounding alone."""
+    rounding = 4 * 2.0**-52 * max(abs(ends[0]), abs(ends[1]))
+    ordered, result = sorted(grid), []
+    for t in times:
+        i = bisect.bisect_left(ordered, t)
+        near = min(ordered[max(i - 1, 0) : i + 1], key=lambda s: abs(s - t))
+        result.append(near if abs(near - t) <= rounding else t)
+    return result

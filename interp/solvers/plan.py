@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import spread
+from ..arguments import real, spread, whole
 from ..errors import OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
-from . import rust_backend, torch_backend, torchdiffeq_backend
+from . import grids, rust_backend, torch_backend, torchdiffeq_backend
 from .methods import Method
 from .problem import Adaptive, NoiseKey, Observer, Problem, Report
 
@@ -27,7 +28,8 @@ class Plan:
     Attributes:
         engine, arguments: the backend's function and what follows the problem in its call.
         problem: the run in the coordinates in which it is integrated.
-        saves: the output times, in the caller's clock.
+        saves: the output times, in the caller's clock, on the grid where they were within rounding.
+        asked: the same as they were asked for.
         coordinates: those of the run; None for (x, t) itself.
         start, stop: where the backend's part begins and ends, in the caller's clock.
         last: the end of a further first-order step, where the term needs one.
@@ -38,6 +40,7 @@ class Plan:
     arguments: tuple[Any, ...]
     problem: Problem
     saves: list[float]
+    asked: list[float]
     coordinates: Coordinates | None
     start: float
     stop: float
@@ -68,6 +71,7 @@ class Request:
     rtol: float
     atol: float
     saves: list[float]
+    asked: list[float]
     seed: int | None
     first_row: int
     cond: Cond
@@ -76,11 +80,12 @@ class Request:
     def adaptive(self, ends: tuple[float, float]) -> Adaptive:
         """Ends and tolerances of an adaptive run."""
         first, most = self.options.get("first_step"), self.options.get("max_steps", 100_000)
-        if first is not None and not (isinstance(first, (int, float)) and 0 < first < float("inf")):
-            raise OptionError(f"first_step={first!r} is not a step. Give a positive number.")
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-            raise OptionError(f"max_steps={most!r} is not a limit. Give a positive integer.")
-        return Adaptive(*ends, self.rtol, self.atol, None if first is None else float(first), most)
+        if first is not None:
+            first = real("first_step", first)
+            if first <= 0:
+                raise OptionError(f"first_step={first!r} is not a step. Give a positive number.")
+        limit = whole("max_steps", most, 1)
+        return Adaptive(*ends, self.rtol, self.atol, first, limit)
 
 
 def plan(
@@ -124,7 +129,8 @@ def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observ
             stop = grid[-1]
         else:
             stop = _before_clean_data(term, start, request)
-    saves = [s for s in request.saves if last is None or (s - stop) * (stop - start) <= 0]
+    forward = request.ends[1] - request.ends[0]
+    saves = [s for s in request.saves if last is None or (s - stop) * forward <= 0]
     tau = _clock(at, [start, stop, *saves, *(grid or [])])
     y = x
     if at is not None:
@@ -137,7 +143,9 @@ def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observ
     method = request.method
     engine: Engine = _ENGINES[request.backend]
     head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
-    made = Plan(engine, (head, taus, goal), problem, request.saves, at, start, stop, last)
+    made = Plan(
+        engine, (head, taus, goal), problem, request.saves, request.asked, at, start, stop, last
+    )
     if observer is not None:
         problem.observer = lambda tau, y, nfe: observer(
             made.time(tau), made.state(made.time(tau), y), nfe
@@ -197,7 +205,8 @@ def _plan_sde(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observ
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).euler_maruyama
     arguments = (grid, steps.a, steps.b, steps.s, noise)
     start, stop = request.ends
-    return Plan(engine, arguments, problem, request.saves, None, start, stop, noise=noise)
+    saves, asked = request.saves, request.asked
+    return Plan(engine, arguments, problem, saves, asked, None, start, stop, noise=noise)
 
 
 def _steps_by_hand(term: SDE, grid: list[float], problem: Problem, request: Request) -> Steps:
@@ -208,7 +217,7 @@ def _steps_by_hand(term: SDE, grid: list[float], problem: Problem, request: Requ
             "the drift: subtract (1/2) g dg/dx."
         )
     g = term.diffusion_field(request.cond)
-    lengths = [end - t for t, end in zip(grid, grid[1:], strict=False)]
+    lengths = [end - t for t, end in itertools.pairwise(grid)]
     ones = [1.0] * len(lengths)
     if callable(g):
         problem.diffusion = g
@@ -220,16 +229,14 @@ def _noise(term: SDE | PathSDE, x: Tensor, grid: list[float], request: Request) 
     options = request.options
     span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
     if options.get("span") is not None:
-        low, high = (float(t) for t in options["span"])
-        if term.path is not None or not low <= span[0] < span[1] <= high < float("inf"):
+        low, high = grids.interval(options["span"])
+        if term.path is not None or not low <= span[0] < span[1] <= high:
             raise OptionError(
                 f"span={options['span']!r} does not root the noise of this run, from {span[0]:g} to "
                 f"{span[1]:g}. Give an interval that holds it (a path's is always [0, 1])."
             )
         span = (low, high)
-    depth = options.get("depth", 10)
-    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 48:
-        raise OptionError(f"depth={depth!r} is not a depth. Give an integer from 1 to 48.")
+    depth = whole("depth", options.get("depth", 10), 1, 48)
     seed = fresh_seed() if request.seed is None else check_seed(request.seed)
     rows = len(x) if x.ndim else 1
     first_row = check_first_row(request.first_row, rows)

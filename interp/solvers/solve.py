@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import real
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import grids
@@ -55,7 +55,8 @@ def solve(
             differentiable), "torchdiffeq" (the methods it shares), or "auto": rust where it can.
         steps: a number of even steps in t; makes any method fixed-step.
         grid: the times of the steps, from t[0] to t[1]; the same.
-        rtol, atol: of the local error of adaptive steps, in the term's coordinates.
+        rtol: the relative tolerance of adaptive steps, on the local error in the term's coordinates.
+        atol: the absolute one: an error is measured against atol + rtol max(|y|, |y_new|).
         save_at: times to save at, in the order of the run. Between two steps the state is the dense
             output of order 3 (dopri5: 4).
         seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
@@ -116,10 +117,22 @@ def _request(
     times = grids.grid_times(steps, grid, ends)
     if times is None and not method.adaptive:
         raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
-    saves = grids.save_times(save_at, ends)
+    asked = grids.save_times(save_at, ends)
+    saves = asked if times is None else grids.snapped(asked, times, ends)
     name = _backend(backend, method, x, times is not None)
     return Request(
-        method, name, ends, times, float(rtol), float(atol), saves, seed, first_row, cond, options
+        method,
+        name,
+        ends,
+        times,
+        float(rtol),
+        float(atol),
+        saves,
+        asked,
+        seed,
+        first_row,
+        cond,
+        options,
     )
 
 
@@ -146,13 +159,11 @@ def _check_state(x: object) -> None:
 
 
 def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise OptionError(f"{name}={value!r} is not a tolerance. Give a number, zero or more.")
+    rtol, atol = real("rtol", rtol), real("atol", atol)
     if rtol == 0 and atol == 0:
         raise OptionError("rtol and atol are both 0, which no step can meet. Raise one of them.")
     rounding = torch.finfo(dtype).eps
-    if rtol < rounding and atol < rounding:  # type: ignore[operator]
+    if rtol < rounding and atol < rounding:
         warnings.warn(
             f"rtol={rtol} and atol={atol} are below the rounding of {dtype}, {rounding:.1e}: steps "
             "may shrink without end. Use float64 or larger tolerances.",
@@ -282,8 +293,8 @@ def _solution(
     x = made.state(stop, report["y"])
     saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
     if not done:
-        start = made.start
-        saves = [s for s in saves if (s - stop) * (stop - start or 1.0) <= 0]
+        forward = request.ends[1] - request.ends[0]
+        saves = [s for s in saves if (s - stop) * forward <= 0]
         xs = xs[: len(saves)]
     if made.coordinates is not None and saves:
         scale = made.coordinates.scale(torch.tensor(saves, dtype=torch.float64))
@@ -295,9 +306,10 @@ def _solution(
         seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
     )  # fmt: skip
     if done and made.last is not None and isinstance(term, PathODE):
-        x, xs, saves, stats = _last_step(term, request, made, x, xs, stats, observer)
+        x, xs, stats = _last_step(term, request, made, x, xs, stats, observer)
     stats = replace(stats, wall_s=time.perf_counter() - began)
-    return Solution(x, torch.tensor(saves, dtype=torch.float64), xs, stats)
+    ts = torch.tensor(made.asked[: len(xs)], dtype=torch.float64)
+    return Solution(x, ts, xs, stats)
 
 
 def spread_rows(scale: Tensor, xs: Tensor) -> Tensor:
@@ -308,23 +320,21 @@ def spread_rows(scale: Tensor, xs: Tensor) -> Tensor:
 def _last_step(
     term: PathODE, request: Request, made: Plan, x: Tensor, xs: Tensor, stats: Stats,
     observer: Observer | None,
-) -> tuple[Tensor, Tensor, list[float], Stats]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """The first-order step to clean data, and the output times inside it."""
     began = time.perf_counter()
     at = torch.tensor(made.stop, dtype=torch.float64)
     data = term.call(at, x, request.cond)
     field_s = time.perf_counter() - began
-    if data.shape != x.shape:
-        raise FieldError(
-            f"the model returned a tensor of shape {tuple(data.shape)} where the state is "
-            f"{tuple(x.shape)}. Return a tensor like x."
-        )
+    stats = replace(stats, nfe=stats.nfe + 1, field_s=stats.field_s + field_s)
 
     def carried(t: float) -> Tensor:
         return term.first_order(at, torch.tensor(t, dtype=torch.float64), x, data)
 
     end = carried(float(made.last or 0.0))
     if not bool(end.isfinite().all()):
+        if request.options.get("on_failure") == "partial":
+            return x, xs, replace(stats, status="non_finite")
         bad = ~end.isfinite().reshape(len(end) if end.ndim else 1, -1).all(1)
         rows = [int(i) for i in bad.nonzero().flatten()]
         raise SolveError(
@@ -334,10 +344,7 @@ def _last_step(
         )  # fmt: skip
     inside = made.saves[len(xs) :]
     xs = torch.cat([xs, torch.stack([carried(t) for t in inside])]) if inside else xs
-    stats = replace(
-        stats, nfe=stats.nfe + 1, steps=stats.steps + 1, accepted=stats.accepted + 1,
-        field_s=stats.field_s + field_s,
-    )  # fmt: skip
+    stats = replace(stats, steps=stats.steps + 1, accepted=stats.accepted + 1)
     if observer is not None:
         observer(float(made.last or 0.0), end, stats.nfe)
-    return end, xs, made.saves, stats
+    return end, xs, stats

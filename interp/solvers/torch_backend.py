@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..arguments import like
 from ..errors import FieldError
 from ..noise import BrownianPath
 from .problem import Adaptive, NoiseKey, Problem, Report
@@ -21,6 +24,8 @@ class _Run:
         if problem.y is None:
             raise ValueError("the state of this problem was already taken by a run")
         self.problem, self.y = problem, problem.y
+        if not self.y.requires_grad:
+            self.y = self.y.clone()  # the field sees it: never the caller's memory
         problem.y = None
         self.nfe = self.accepted = self.rejected = self.saved = 0
         self.field_s = 0.0
@@ -28,10 +33,15 @@ class _Run:
         self.kept: list[Tensor] = []
 
     def call(self, function: object, t: Tensor, y: Tensor) -> Tensor:
+        version = _version(y)
         start = time.perf_counter()
         result = function(t, y)  # type: ignore[operator]
         self.field_s += time.perf_counter() - start
-        return _checked(result, y)
+        require_unwritten(y, version, "the field")
+        result = like(result, y, "the field")
+        # A result that somebody else holds may be overwritten by the next call.
+        own = result.requires_grad or (sys.getrefcount(result) <= 2 and _exclusive(result))
+        return result if own else result.clone()
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         self.nfe += 1
@@ -55,7 +65,9 @@ class _Run:
         self.accepted += 1
         self.save_state(t)
         if self.problem.observer is not None:
+            version = _version(y)
             self.problem.observer(t, y, self.nfe)
+            require_unwritten(y, version, "the callback")
 
     def report(self, status: str, t: float, step: float) -> Report:
         if self.kept:
@@ -70,18 +82,26 @@ class _Run:
         )  # fmt: skip
 
 
-def _checked(result: object, y: Tensor) -> Tensor:
-    remedy = "Return a new tensor of the state's shape, dtype and device."
-    if not isinstance(result, Tensor):
-        kind = type(result).__name__
-        raise FieldError(f"the field returned a {kind}, not a tensor. {remedy}")
-    for what in ("shape", "dtype", "device"):
-        found, wanted = getattr(result, what), getattr(y, what)
-        if found != wanted:
-            raise FieldError(
-                f"the field returned a tensor of {what} {found} where the state is {wanted}. {remedy}"
-            )
-    return result
+def _version(y: Tensor) -> int:
+    """How often y was written to; torch does not count it for tensors of inference mode."""
+    return 0 if y.is_inference() else int(y._version)
+
+
+def require_unwritten(y: Tensor, version: int, who: str) -> None:
+    """Refuse with a `FieldError` that somebody wrote into the state."""
+    if _version(y) != version:
+        raise FieldError(
+            f"{who} wrote into the state that it was given. Work on a copy: x.clone()."
+        )
+
+
+def _exclusive(result: Tensor) -> bool:
+    """Whether a tensor is the only way to its memory, as far as torch knows."""
+    uses = getattr(torch._C, "_storage_Use_Count", None)
+    if uses is None or result._use_count() != 1:
+        return False
+    storage = result.untyped_storage()
+    return bool(uses(storage._cdata) == 2 and storage.resizable())
 
 
 def _finite(value: Tensor) -> bool:
@@ -156,14 +176,18 @@ def runge_kutta(
 def _fixed(run: _Run, numbers: Numbers, grid: list[float]) -> Report:
     run.save_state(grid[0])
     first = run.slope(grid[0], run.y)
-    for t, end in zip(grid, grid[1:], strict=False):
+    for t, end in itertools.pairwise(grid):
         y_end, slopes = _step(run, numbers, first, t, end)
         if not _finite(y_end):
             run.rows = _bad_rows(*slopes, y_end)
             return run.report("non_finite", t, end - t)
         if end != grid[-1] or run.saves_before(end):
             first = run.slope(end, y_end)
-            _save_inside(run, numbers, (t, end), y_end, slopes, first)
+            if run.saves_before(end):
+                if not _finite(first):
+                    run.rows = _bad_rows(first)
+                    return run.report("non_finite", t, end - t)
+                _save_inside(run, numbers, (t, end), y_end, slopes, first)
         run.accept(end, y_end)
     return run.report("done", grid[-1], grid[-1] - grid[-2])
 
@@ -177,7 +201,9 @@ def _error(
     with torch.no_grad():
         size = torch.maximum(y.abs(), y_end.abs()).double()
         error = _combine(torch.zeros_like(y), h, weights, slopes).double()
-        return float((error / (goal.atol + goal.rtol * size)).square().mean().sqrt())
+        scaled = error / (goal.atol + goal.rtol * size)
+        # Without an absolute tolerance a padding element is 0 / 0: no error is no error.
+        return float(torch.where(error == 0, 0.0, scaled).square().mean().sqrt())
 
 
 class _Controller:
@@ -262,7 +288,7 @@ def euler_maruyama(
     )
     run.save_state(grid[0])
     w: tuple[float, Tensor] | None = None
-    for i, (t, end) in enumerate(zip(grid, grid[1:], strict=False)):
+    for i, (t, end) in enumerate(itertools.pairwise(grid)):
         slope = run.slope(t, run.y)
         diffusion = None
         if problem.diffusion is not None:

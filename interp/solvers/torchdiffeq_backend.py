@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import like
 from .problem import Adaptive, Problem, Report
 
 
@@ -30,9 +31,12 @@ class _Counted(torch.nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfe += 1
         start = time.perf_counter()
-        result = self.problem.field(self.problem.times([float(t)])[0], y)
+        given = y if y.requires_grad else y.clone()  # its own state is not the field's to write
+        result = self.problem.field(self.problem.times([float(t)])[0], given)
         self.field_s += time.perf_counter() - start
-        return result
+        result = like(result, y, "the field")
+        # It keeps what it is given, and a reused buffer would change under it.
+        return result if result.requires_grad else result.clone()
 
     def _accepted(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.accepted += 1
@@ -74,16 +78,30 @@ def runge_kutta(
         if adaptive.first_step is not None:
             options["first_step"] = adaptive.first_step
     times = torch.tensor(wanted, dtype=torch.float64, device=y.device)
-    states = torchdiffeq.odeint(field, y, times, method=peer, options=options, **tolerances)
+    if y.numel() == 0:
+        problem.field(problem.times([ends[0]])[0], y)
+        return _report(field, y, "done", ends[0], 0)
+    try:
+        states = torchdiffeq.odeint(field, y, times, method=peer, options=options, **tolerances)
+    except AssertionError as error:  # how it says that it cannot go on; the state is lost
+        reason = next((r for words, r in _REASONS if words in str(error)), "non_finite")
+        return _report(field, y, reason, ends[0], field.accepted)
     for i, t in enumerate(problem.saves):
         problem.xs[i] = states[wanted.index(t)]
     accepted = len(grid) - 1 if grid is not None else field.accepted
     if problem.observer is not None:
         problem.observer(ends[1], states[-1], field.nfe)
     finite = bool(states[-1].isfinite().all())
+    return _report(field, states[-1], "done" if finite else "non_finite", ends[1], accepted)
+
+
+_REASONS = (("underflow", "step_underflow"), ("max_num_steps", "too_many_steps"))
+
+
+def _report(field: _Counted, y: Tensor, status: str, t: float, accepted: int) -> Report:
     return Report(
-        y=states[-1], status="done" if finite else "non_finite", t=ends[1], accepted=accepted,
-        rejected=field.rejected, nfe=field.nfe, step=0.0, rows=[], field_s=field.field_s,
+        y=y, status=status, t=t, accepted=accepted, rejected=field.rejected, nfe=field.nfe,
+        step=0.0, rows=[], field_s=field.field_s,
     )  # fmt: skip
 
 

@@ -137,7 +137,9 @@ fn norm_chunk<T: Real, const M: usize>(
             e += c[j] * v[j][i];
         }
         let size = y[i].abs().max(y_new[i].abs()).to_f64();
-        let ratio = e.to_f64() / (tolerance.atol + tolerance.rtol * size);
+        // Without an absolute tolerance a padding element is 0 / 0: no error is no error.
+        let e = e.to_f64();
+        let ratio = if e == 0.0 { 0.0 } else { e / (tolerance.atol + tolerance.rtol * size) };
         ratio * ratio
     };
     let mut sums = [0.0f64; LANES];

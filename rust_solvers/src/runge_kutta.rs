@@ -97,7 +97,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 self.slopes[0] = Some(self.system.slope(&mut self.y)?);
             }
             if self.advance(next - t)? {
-                return Ok(self.failed(Status::NonFinite, t, n as u64, 0, next - t));
+                return Ok(self.failed(Status::NonFinite, t, (n as u64, 0), next - t));
             }
             let (last, dense) = (n + 1 == steps, self.saves_before(next));
             if !dense {
@@ -112,8 +112,13 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
             } else {
                 None
             };
-            if let Some(end) = &end {
-                self.save_inside(t, next, end.as_ref())?;
+            let bad = match &end {
+                Some(end) => self.save_inside(t, next, end.as_ref())?,
+                None => false,
+            };
+            if bad {
+                self.slopes[0] = end;
+                return Ok(self.failed(Status::NonFinite, t, (n as u64, 0), next - t));
             }
             std::mem::swap(&mut self.y, &mut self.stage);
             self.save_state(next)?;
@@ -177,7 +182,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         let bad = non_finite_rows(first.as_ref(), self.row);
         self.slopes[0] = Some(first);
         if !bad.is_empty() {
-            return Ok(self.failed(Status::NonFinite, t, 0, 0, 0.0));
+            return Ok(self.failed(Status::NonFinite, t, (0, 0), 0.0));
         }
         let mut h = match run.first_step {
             Some(step) => step,
@@ -187,7 +192,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         let stages = self.tableau.c.len();
         while t != run.to {
             if accepted + rejected >= run.max_steps {
-                return Ok(self.failed(Status::TooManySteps, t, accepted, rejected, h));
+                return Ok(self.failed(Status::TooManySteps, t, (accepted, rejected), h));
             }
             let left = (run.to - t).abs();
             // The last step lands on the end exactly, without a sliver left over.
@@ -206,6 +211,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 None => f64::NAN,
             };
             if error <= 1.0 {
+                // Finite, or the error would not be: so is what lies between.
                 let end = self.slopes[stages - 1].take();
                 if let Some(end) = &end {
                     self.save_inside(t, next, end.as_ref())?;
@@ -224,7 +230,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 if h < smallest {
                     let status =
                         if error.is_finite() { Status::StepUnderflow } else { Status::NonFinite };
-                    return Ok(self.failed(status, t, accepted, rejected, h));
+                    return Ok(self.failed(status, t, (accepted, rejected), h));
                 }
             }
         }
@@ -270,11 +276,12 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
 
     /// Dense output at the output times strictly inside the step from `t` to `next`, whose slope at
     /// the end is `end`: cubic Hermite, plus theta^2 (1 - theta)^2 h sum_j d_j k_j where the tableau
-    /// has such weights.
-    fn save_inside(&mut self, t: f64, next: f64, end: &[T]) -> Result<(), S::Error> {
+    /// has such weights. Whether a NaN or an infinity came out.
+    fn save_inside(&mut self, t: f64, next: f64, end: &[T]) -> Result<bool, S::Error> {
         let h = next - t;
         let stages = self.slopes.len();
         let dense = &self.tableau.dense;
+        let mut bad = false;
         while let Some(&time) = self.saves.get(self.saved) {
             if (next - time) * h <= 0.0 {
                 break;
@@ -292,12 +299,10 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 vec![(1.0 - end_part, self.y.as_ref()), (end_part, self.stage.as_ref())];
             terms.extend(weighted(&self.slopes, &weights, h));
             terms.push((h * (last - theta * theta * rest), end));
-            self.system.save(self.saved, |out| {
-                combine(out, &terms);
-            })?;
+            bad |= self.system.save(self.saved, |out| combine(out, &terms))?;
             self.saved += 1;
         }
-        Ok(())
+        Ok(bad)
     }
 
     /// Save the state itself if an output time is exactly `t`.
@@ -310,15 +315,8 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         Ok(())
     }
 
-    /// A run that failed: the rows are those of the new state or of a slope that are not finite.
-    fn failed(
-        self,
-        status: Status,
-        t: f64,
-        accepted: u64,
-        rejected: u64,
-        step: f64,
-    ) -> Outcome<S::Buffer> {
+    /// A run that failed: the rows are those of a slope or of the new state that are not finite.
+    fn failed(self, status: Status, t: f64, steps: (u64, u64), step: f64) -> Outcome<S::Buffer> {
         let slopes = self.slopes.iter().flatten().map(AsRef::as_ref);
         let mut rows: Vec<usize> = if status == Status::NonFinite {
             slopes
@@ -330,7 +328,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
             Vec::new()
         };
         rows.sort_unstable();
-        Outcome { rows, ..self.outcome(status, t, (accepted, rejected), step) }
+        Outcome { rows, ..self.outcome(status, t, steps, step) }
     }
 
     fn outcome(self, status: Status, t: f64, steps: (u64, u64), step: f64) -> Outcome<S::Buffer> {

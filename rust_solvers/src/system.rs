@@ -21,12 +21,12 @@ pub trait System<T: Real> {
     fn diffusion(&mut self, y: &mut Self::Buffer) -> Result<Option<Self::Slope>, Self::Error>;
     /// Run work that touches no Python.
     fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
-    /// Let `write` fill the place of the `index`-th output time.
-    fn save(
+    /// Let `write` fill the place of the `index`-th output time; gives what it gives.
+    fn save<R>(
         &mut self,
         index: usize,
-        write: impl FnOnce(&mut [T]) + Send,
-    ) -> Result<(), Self::Error>;
+        write: impl FnOnce(&mut [T]) -> R,
+    ) -> Result<R, Self::Error>;
     /// Tell of an accepted step: its end and the state there.
     fn accepted(&mut self, t: f64, y: &mut Self::Buffer) -> Result<(), Self::Error>;
 }

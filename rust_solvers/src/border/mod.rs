@@ -16,7 +16,7 @@ use crate::real::Real;
 use crate::recurrence::{self, Recurrence};
 use crate::runge_kutta::{Adaptive, Run, Steps, Tableau};
 use crate::system::{Outcome, System};
-use tensor::{Buffer, Outputs, Slope, Torch};
+use tensor::{Buffer, Outputs, Pool, Slope, Torch};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
 /// pass ends before another thread could have taken it.
@@ -42,7 +42,7 @@ struct Problem<'py> {
     observer: Option<Bound<'py, PyAny>>,
 }
 
-struct PySystem<'py> {
+struct PySystem<'py, T> {
     py: Python<'py>,
     torch: Torch<'py>,
     problem: Problem<'py>,
@@ -51,10 +51,11 @@ struct PySystem<'py> {
     now: Option<Bound<'py, PyAny>>,
     nfe: u64,
     field_time: Duration,
+    pool: Pool<T>,
 }
 
-impl<'py> PySystem<'py> {
-    fn new<T: Real>(problem: Problem<'py>, y: Bound<'py, PyAny>) -> PyResult<(Self, Buffer<T>)> {
+impl<'py, T: Real> PySystem<'py, T> {
+    fn new(problem: Problem<'py>, y: Bound<'py, PyAny>) -> PyResult<(Self, Buffer<T>)> {
         let torch = Torch::like::<T>(&y, problem.plain.clone())?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
@@ -68,26 +69,23 @@ impl<'py> PySystem<'py> {
             now: None,
             nfe: 0,
             field_time: Duration::ZERO,
+            pool: Pool::default(),
         };
         Ok((system, y))
     }
 
     /// Call a Python function of (t, x) and take its result; the state is ours again afterwards.
-    fn call<T: Real>(
-        &mut self,
-        function: &Bound<'py, PyAny>,
-        y: &mut Buffer<T>,
-    ) -> PyResult<Slope<T>> {
+    fn call(&mut self, function: &Bound<'py, PyAny>, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
         self.py.check_signals()?;
         let start = Instant::now();
         let result = function.call1((self.now.as_ref(), &y.tensor));
         self.field_time += start.elapsed();
-        let slope = self.torch.take(result?)?;
+        let slope = self.torch.take(result?, &self.pool)?;
         y.reclaim(&self.torch, "the field")?;
         Ok(slope)
     }
 
-    fn report<T: Real>(self, outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
+    fn report(self, outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
         let report = PyDict::new(self.py);
         report.set_item("y", outcome.y.tensor)?;
         report.set_item("status", outcome.status.name())?;
@@ -102,7 +100,7 @@ impl<'py> PySystem<'py> {
     }
 }
 
-impl<'py, T: Real> System<T> for PySystem<'py> {
+impl<'py, T: Real> System<T> for PySystem<'py, T> {
     type Buffer = Buffer<T>;
     type Slope = Slope<T>;
     type Error = PyErr;
@@ -136,9 +134,8 @@ impl<'py, T: Real> System<T> for PySystem<'py> {
         if self.torch.len < RELEASE { work() } else { self.py.detach(work) }
     }
 
-    fn save(&mut self, index: usize, write: impl FnOnce(&mut [T]) + Send) -> PyResult<()> {
-        write(self.outputs.place(&self.torch, index)?);
-        Ok(())
+    fn save<R>(&mut self, index: usize, write: impl FnOnce(&mut [T]) -> R) -> PyResult<R> {
+        Ok(write(self.outputs.place(&self.torch, index)?))
     }
 
     fn accepted(&mut self, t: f64, y: &mut Buffer<T>) -> PyResult<()> {
@@ -249,7 +246,7 @@ fn runge_kutta<'py>(
         steps: &Steps,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (row, saves) = (problem.row, problem.saves.clone());
-        let (mut system, y) = PySystem::new::<T>(problem, y)?;
+        let (mut system, y) = PySystem::<T>::new(problem, y)?;
         let outcome = Run::new(&mut system, tableau, row, &saves, y)?.integrate(steps)?;
         system.report(outcome)
     }
@@ -293,7 +290,7 @@ fn euler_maruyama<'py>(
         noise: &NoiseNumbers,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (row, saves) = (problem.row, problem.saves.clone());
-        let (mut system, y) = PySystem::new::<T>(problem, y)?;
+        let (mut system, y) = PySystem::<T>::new(problem, y)?;
         let key = stream_key(noise.seed, noise.stream);
         let rows = Rows { len: row, first: noise.first_row, key };
         let root = Root { from: noise.span.0, to: noise.span.1, depth: noise.depth };

@@ -9,6 +9,9 @@
 //! * A buffer that was handed to Python is used again only if it came back whole and unshared; else
 //!   its content moves to a new one ([`Buffer::reclaim`]).
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyTuple};
@@ -109,8 +112,7 @@ impl<'py> Torch<'py> {
             return Ok(Ok(std::ptr::NonNull::dangling().as_ptr()));
         }
         let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
-        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+        let Extent { start, bytes } = Extent::of(&storage)?;
         // A storage can be made smaller than the tensors on it believe it to be.
         let end = len.checked_mul(size_of::<T>()).and_then(|n| address.checked_add(n));
         let inside = start != 0
@@ -122,30 +124,29 @@ impl<'py> Torch<'py> {
         Ok(Ok(address as *mut T))
     }
 
-    /// Whether the given reference is the only way, in Python or C++, to the tensor's memory.
-    fn exclusive(&self, tensor: &Bound<'py, PyAny>) -> PyResult<bool> {
+    /// Whether the given references are the only way, in Python or C++, to the tensor's memory.
+    fn exclusive(&self, tensor: &Bound<'py, PyAny>, storage: &Bound<'py, PyAny>) -> PyResult<bool> {
         let py = self.py;
-        let Some(uses) = &self.storage_uses else {
-            return Ok(false);
-        };
-        if references(tensor) != 1 {
+        let Some(uses) = &self.storage_uses else { return Ok(false) };
+        if references(tensor) != 1 || references(storage) != 1 {
             return Ok(false);
         }
-        let Ok(count) = tensor.call_method0(intern!(py, "_use_count")) else {
-            return Ok(false);
-        };
-        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
+        let Ok(count) = tensor.call_method0(intern!(py, "_use_count")) else { return Ok(false) };
         let address = storage.getattr(intern!(py, "_cdata"))?;
-        // The tensor and the Python object of the storage that we just made: two.
-        Ok(count.extract::<usize>()? == 1
-            && references(&storage) == 1
-            && uses.call1((address,))?.extract::<usize>()? == 2
-            // Memory that is not torch's own (numpy's, say) may have owners that it does not know.
-            && self.yes(&storage, intern!(py, "resizable"))?)
+        // The tensor and the Python object of its storage: two.
+        Ok(count.extract::<usize>()? == 1 && uses.call1((address,))?.extract::<usize>()? == 2)
+    }
+
+    /// Whether a result's memory is torch's own and nobody else's.
+    fn unshared(&self, result: &Bound<'py, PyAny>) -> PyResult<bool> {
+        let storage = result.call_method0(intern!(self.py, "untyped_storage"))?;
+        // Memory that is not torch's own (numpy's, say) may have owners that it does not know.
+        Ok(self.exclusive(result, &storage)?
+            && self.yes(&storage, intern!(self.py, "resizable"))?)
     }
 
     /// Take what a field returned: read it in place where that is safe, else copy it.
-    pub fn take<T: Real>(&self, result: Bound<'py, PyAny>) -> PyResult<Slope<T>> {
+    pub fn take<T: Real>(&self, result: Bound<'py, PyAny>, pool: &Pool<T>) -> PyResult<Slope<T>> {
         let mut result = result;
         if !result.get_type().is(&self.tensor) {
             if !result.is_instance(&self.tensor)? {
@@ -169,13 +170,16 @@ impl<'py> Torch<'py> {
                 }
             }
         };
-        if self.len > SMALL && self.exclusive(&result)? {
+        if self.len > SMALL && self.unshared(&result)? {
             return Ok(Slope::Borrowed { at, len: self.len, _owner: result.unbind() });
         }
+        let mut values = pool.borrow_mut().pop().unwrap_or_default();
+        values.clear();
         // SAFETY: `locate` has just shown that `len` elements lie at `at`, aligned, in a storage that
         // `result` keeps alive; the interpreter lock is held and no Python runs until the copy is
         // done.
-        Ok(Slope::Copied(unsafe { std::slice::from_raw_parts(at, self.len) }.to_vec()))
+        values.extend_from_slice(unsafe { std::slice::from_raw_parts(at, self.len) });
+        Ok(Slope::Copied { values, pool: Rc::clone(pool) })
     }
 
     pub fn error(&self, what: String) -> PyErr {
@@ -194,10 +198,22 @@ impl<'py> Torch<'py> {
     }
 }
 
+/// Memory of copies that are done with, for the next ones: asking the system for pages costs more
+/// than filling them.
+pub type Pool<T> = Rc<RefCell<Vec<Vec<T>>>>;
+
 /// What a field returned: a tensor that only we can reach, or a copy.
 pub enum Slope<T> {
     Borrowed { at: *const T, len: usize, _owner: Py<PyAny> },
-    Copied(Vec<T>),
+    Copied { values: Vec<T>, pool: Pool<T> },
+}
+
+impl<T> Drop for Slope<T> {
+    fn drop(&mut self) {
+        if let Slope::Copied { values, pool } = self {
+            pool.borrow_mut().push(std::mem::take(values));
+        }
+    }
 }
 
 impl<T> AsRef<[T]> for Slope<T> {
@@ -206,7 +222,7 @@ impl<T> AsRef<[T]> for Slope<T> {
             // SAFETY: `Torch::take` found the tensor whole and exclusively ours; `_owner` keeps it
             // alive, and no Python code can reach it to change that.
             Slope::Borrowed { at, len, .. } => unsafe { std::slice::from_raw_parts(*at, *len) },
-            Slope::Copied(values) => values,
+            Slope::Copied { values, .. } => values,
         }
     }
 }
@@ -214,9 +230,27 @@ impl<T> AsRef<[T]> for Slope<T> {
 /// A state in a tensor of torch's: ours alone, except while it is handed to Python.
 pub struct Buffer<T> {
     pub tensor: Py<PyAny>,
+    storage: Py<PyAny>,
+    extent: Extent,
     at: *mut T,
     len: usize,
     version: u64,
+}
+
+/// Where a storage lies and how long it is.
+#[derive(PartialEq)]
+struct Extent {
+    start: usize,
+    bytes: usize,
+}
+
+impl Extent {
+    fn of(storage: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = storage.py();
+        let start = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let bytes = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+        Ok(Extent { start, bytes })
+    }
 }
 
 impl<T: Real> Buffer<T> {
@@ -225,16 +259,28 @@ impl<T: Real> Buffer<T> {
         let Ok(at) = torch.locate(&tensor, &torch.shape, torch.len)? else {
             return Err(torch.raise("a state is not a contiguous cpu tensor. Pass one.".into()));
         };
-        let version = version(&tensor)?;
-        Ok(Buffer { tensor: tensor.unbind(), at, len: torch.len, version })
+        let storage = tensor.call_method0(intern!(torch.py, "untyped_storage"))?;
+        Ok(Buffer {
+            extent: Extent::of(&storage)?,
+            storage: storage.unbind(),
+            version: version(&tensor)?,
+            tensor: tensor.unbind(),
+            at,
+            len: torch.len,
+        })
     }
 
     /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
     /// reference to it, leave it to them and go on in a copy.
     pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
-        let tensor = self.tensor.bind(torch.py);
-        let whole =
-            torch.locate::<T>(tensor, &torch.shape, torch.len)?.is_ok_and(|at| at == self.at);
+        let (tensor, storage) = (self.tensor.bind(torch.py), self.storage.bind(torch.py));
+        // The storage is the one that was looked at when the buffer was made, and it is where and
+        // what it was; so are the tensor's elements in it.
+        let whole = Extent::of(storage)? == self.extent
+            && tensor.getattr(intern!(torch.py, "shape"))?.eq(&torch.shape)?
+            && tensor.call_method0(intern!(torch.py, "data_ptr"))?.extract::<usize>()?
+                == if self.len == 0 { self.extent.start } else { self.at as usize }
+            && torch.yes(tensor, intern!(torch.py, "is_contiguous"))?;
         if !whole {
             return Err(torch.raise(format!(
                 "{who} changed the memory of the state that it was given (resized, freed or \
@@ -246,7 +292,7 @@ impl<T: Real> Buffer<T> {
                 "{who} wrote into the state that it was given. Work on a copy: x.clone()."
             )));
         }
-        if !torch.exclusive(tensor)? {
+        if !torch.exclusive(tensor, storage)? {
             let mut copy = torch.beside(self)?;
             copy.as_mut().copy_from_slice(self.as_ref());
             *self = copy;

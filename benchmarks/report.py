@@ -1,0 +1,83 @@
+"""What every benchmark shares: interleaved timing, and a result file that says how it was made."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1
+) -> dict[str, list[object]]:
+    """Call every run once in turn, ``repeats`` times over, and collect what each returns.
+
+    In turn, so that a machine whose speed drifts is slow for all of them alike.
+    """
+    for _ in range(warmups):
+        for run in runs.values():
+            run()
+    collected: dict[str, list[object]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            collected[name].append(run())
+    return collected
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def processor() -> str:
+    """The processor's own name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(name: str, packages: Sequence[str], seed: int, **content: object) -> Path:
+    """Write ``results/name.json``: the content, and command, versions, machine, seed and date."""
+    RESULTS.mkdir(exist_ok=True)
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    about = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "device": "cpu",
+        },
+        "versions": versions,
+        "seed": seed,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**about, **content}, indent=2) + "\n")
+    return path

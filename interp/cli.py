@@ -1,0 +1,295 @@
+"""The command line: train, sample, evaluate, list."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .errors import InterpError, OptionError
+
+if TYPE_CHECKING:
+    from .training.data import Images
+
+# torch is imported inside the commands: --help and a mistyped option need not wait for it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """Train a family and keep the run in a folder.
+
+    Example: interp train flow_matching --data digits --steps 1000 --out run
+    """
+
+    family: tyro.conf.Positional[str]
+    """A name from `interp list`."""
+    data: str
+    """digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, a folder of images (subfolders are
+    labels), or an .npz file with an array "x"."""
+    steps: int
+    """Steps of the whole run, counted from its beginning."""
+    out: Path
+    """The run folder."""
+    data_root: Path | None = None
+    """Where torchvision's data sets are; else the environment variable INTERP_DATA_ROOT."""
+    seed: int = 0
+    """Of the weights and of all that is drawn."""
+    batch_size: int = 128
+    """Rows in a batch."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    ema: float = 0.999
+    """Decay of the averaged weights; 0 for none."""
+    resume: bool = False
+    """Go on with the run in the folder, to the same numbers as if it had not stopped."""
+    overwrite: bool = False
+    """Remove the run in the folder first."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An option of the family as name=value, the value in JSON: --set width=64 --set path=linear.
+    May be given several times."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+    def run(self) -> None:
+        """Train."""
+        import torch
+
+        from . import families
+        from .training import data, train
+        from .training.seeds import derive
+
+        images = data.load(self.data, self.data_root)
+        options = _offered(families.load(self.family), images) | _parsed(self.set)
+        torch.manual_seed(derive(self.seed, "weights"))
+        family = families.create(self.family, images.shape, **options)
+        about = {"name": self.data, "rows": len(images.x), "levels": images.levels}
+        trained = train(
+            family, images.columns, self.steps, self.out, batch_size=self.batch_size,
+            seed=self.seed, save_every=self.save_every, ema=self.ema, resume=self.resume,
+            overwrite=self.overwrite, device=self.device, about=about,
+        )  # fmt: skip
+        loss = f", last loss {trained.losses[-1]:.4f}" if trained.losses else ""
+        _say(f"{trained.step} steps{loss}. The run is in {self.out}: see samples.png and loss.png.")
+        _say(f"Next: interp sample {self.out} -n 16 --solver heun --steps 20 --out samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Common):
+    """Draw samples from a trained run: grid.png and samples.npz.
+
+    Example: interp sample run -n 16 --solver heun --steps 20 --out samples
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A folder that `interp train` has written."""
+    out: Path
+    """Where to put grid.png and samples.npz, whose array "samples" is (n, c, h, w) in [-1, 1]."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """How many."""
+    solver: str = "heun"
+    """A name from `interp list`."""
+    steps: int | None = None
+    """Steps of the solver; without it an adaptive solver chooses its own, another takes 32."""
+    seed: int = 0
+    """Of the samples."""
+    label: int | None = None
+    """One label for all; without it labels are drawn as often as they occur in the training data."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 1 guides nothing, more follows the label more closely."""
+    diffusion: float | None = None
+    """The size of the noise where the solver is one for SDEs."""
+    batch_size: int = 256
+    """Rows at once; the samples do not depend on it."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+    def run(self) -> None:
+        """Sample."""
+        from .solvers.methods import find
+        from .training import load
+        from .training.pictures import sample, write_samples
+
+        if self.n < 1:
+            raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
+        method = find(self.solver)
+        options: dict[str, Any] = {"method": self.solver}
+        if self.steps is not None or not method.adaptive:
+            options["steps"] = 32 if self.steps is None else self.steps
+        if self.guidance != 1:
+            options["guidance"] = self.guidance
+        if self.diffusion is not None:
+            options["diffusion"] = self.diffusion
+        elif method.kind == "sde":
+            raise OptionError(f"{self.solver} needs the size of its noise. Give --diffusion 0.5.")
+        family, config = load(self.run_folder)
+        samples, labels = sample(
+            family.to(self.device), self.n, seed=self.seed, label=self.label,
+            frequencies=config["data"].get("label_frequencies"), batch_size=self.batch_size, **options,
+        )  # fmt: skip
+        write_samples(self.out, samples, labels)
+        _say(f"{self.n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Common):
+    """Measure a trained run on held-out data: the log likelihood in nats and in bits a dimension.
+
+    Example: interp evaluate run --data digits -n 64
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A folder that `interp train` has written."""
+    data: str | None = None
+    """Data as in `interp train`, whose test split is used; without it the run's own."""
+    data_root: Path | None = None
+    """Where torchvision's data sets are; else the environment variable INTERP_DATA_ROOT."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many images, from the first; without it all of them."""
+    seed: int = 0
+    """Of the dequantisation."""
+    tolerance: float = 1e-4
+    """Of the solver, relative and absolute."""
+    batch_size: int = 64
+    """Rows at once."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+    def run(self) -> None:
+        """Evaluate."""
+        from .training import data, load
+        from .training.evaluation import likelihood
+
+        family, config = load(self.run_folder)
+        images = data.load(self.data or config["data"].get("name", ""), self.data_root, "test")
+        result = likelihood(
+            family.to(self.device), images.x[: self.n], seed=self.seed,
+            batch_size=self.batch_size, rtol=self.tolerance, atol=self.tolerance,
+        )  # fmt: skip
+        _say(str(result))
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(Common):
+    """Show the families and the solvers, with what each can do.
+
+    Example: interp list
+    """
+
+    def run(self) -> None:
+        """List."""
+        console = Console()
+        console.print(_families(), _solvers(), sep="\n")
+
+
+def _families() -> Table:
+    from . import families
+
+    table = Table("family", *families.VERBS, "options", title="Families", title_justify="left")
+    for name in families.available():
+        try:
+            factory = families.load(name)
+        except InterpError as error:
+            table.add_row(name, *["?"] * len(families.VERBS), escape(str(error)))
+            continue
+        verbs = families.verbs(factory)
+        cells = [_cell(verbs[verb]) for verb in families.VERBS]
+        options = families.options(factory)
+        table.add_row(name, *cells, "any" if options is None else ", ".join(options))
+    return table
+
+
+def _cell(value: bool | str) -> str:
+    return value if isinstance(value, str) else "yes" if value else "-"
+
+
+def _solvers() -> Table:
+    from . import solvers
+
+    columns = ("solver", "kind", "order", "adaptive", "backends")
+    table = Table(*columns, title="Solvers", title_justify="left")
+    for m in solvers.methods():
+        adaptive = "yes" if m.adaptive else "-"
+        table.add_row(m.name, m.kind, str(m.order), adaptive, ", ".join(m.backends))
+    return table
+
+
+def _offered(factory: Any, images: Images) -> dict[str, Any]:
+    """What the data know about themselves and the family has an option for."""
+    from . import families
+
+    known = families.options(factory)
+    facts = {"classes": images.classes, "levels": images.levels}
+    return {k: v for k, v in facts.items() if v is not None and (known is None or k in known)}
+
+
+def _parsed(settings: Sequence[str]) -> dict[str, Any]:
+    """name=value pairs; what is not JSON is taken as a string."""
+    options: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (name.isidentifier() and equals):
+            raise OptionError(f"--set {setting!r} is not name=value. Write it as --set width=64.")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(escape(text), soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, highlight=False).print(
+        f"[bold red]error:[/] {escape(text)}", soft_wrap=True
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 for success, 2 for an error of the user's, 130 for Ctrl-C."""
+    command: Train | Sample | Evaluate | List = tyro.extras.subcommand_cli_from_dict(
+        {"train": Train, "sample": Sample, "evaluate": Evaluate, "list": List},
+        prog="interp",
+        description=__doc__,
+        args=arguments,
+    )
+    try:
+        command.run()
+    except KeyboardInterrupt:
+        going = isinstance(command, Train)
+        _complain("stopped." + (" The run can be gone on with: add --resume." if going else ""))
+        return 130
+    except (InterpError, OSError) as error:
+        if command.debug:
+            raise
+        _complain(_sentence(error))
+        return 2
+    return 0
+
+
+def _sentence(error: InterpError | OSError) -> str:
+    if isinstance(error, InterpError):
+        return str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}. Check the path, its permissions and the free space."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

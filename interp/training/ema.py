@@ -1,0 +1,54 @@
+"""The exponential moving average of a family's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import OptionError
+
+
+class Average:
+    """a <- m a + (1 - m) p after every step, with m = min(decay, (1 + step) / (10 + step)).
+
+    While the run is young the average forgets faster, over the last ninth or so of the steps, so
+    that a short run is not dragged down by its beginning. Buffers are taken as they are.
+
+    Args:
+        module: what to average, from its present weights on.
+        decay: m in the long run, in [0, 1); 0 takes the weights themselves.
+
+    Raises:
+        OptionError: a decay outside [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not (0 <= decay < 1 and math.isfinite(decay)):
+            raise OptionError(f"ema is {decay}. Give a decay in [0, 1), such as 0.999; 0 is none.")
+        self.module, self.decay = module, decay
+        self.weights = {
+            name: p.detach().clone()
+            for name, p in module.named_parameters()
+            if p.is_floating_point()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after ``step`` steps."""
+        parameters = dict(self.module.named_parameters())
+        new: list[Tensor] = [parameters[name] for name in self.weights]
+        m = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.weights.values()), new, 1 - m)
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's state with its parameters averaged."""
+        return {**self.module.state_dict(), **self.weights}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from saved ``weights``, which has each name of ours."""
+        for name, mine in self.weights.items():
+            mine.copy_(weights[name])

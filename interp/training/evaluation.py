@@ -1,0 +1,75 @@
+"""How well a family explains data that it has not seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Unsupported
+from ..families import Family
+from ..likelihood import bits_per_dim, dequantise
+from .seeds import derive, generator
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The mean log likelihood of some rows, and its standard error.
+
+    Attributes:
+        rows: how many.
+        nats: the mean of log p(x) of a row.
+        nats_error: its standard error over the rows.
+        bits: bits a dimension, where the data have grey levels; an upper bound.
+        bits_error: its standard error.
+        kind: how the family does log_prob: "exact", "ode" or "bound".
+    """
+
+    rows: int
+    nats: float
+    nats_error: float
+    bits: float | None
+    bits_error: float | None
+    kind: str
+
+    def __str__(self) -> str:
+        text = f"log_prob ({self.kind}): {self.nats:.3f} ± {self.nats_error:.3f} nats a row"
+        if self.bits is not None:
+            text += f", {self.bits:.4f} ± {self.bits_error:.4f} bits/dim"
+        return f"{text}, over {self.rows} rows (± one standard error)."
+
+
+def likelihood(
+    family: Family, x: Tensor, *, seed: int = 0, batch_size: int = 64, **options: Any
+) -> Likelihood:
+    """The mean of ``family.log_prob`` over the rows of ``x``.
+
+    A family with ``levels`` is asked for images that are dequantised once, uniformly, and its
+    answer is given in bits a dimension too (see `interp.likelihood.bits_per_dim`).
+
+    Raises:
+        Unsupported: a family without log_prob.
+    """
+    kind = family.supports("log_prob")
+    if not kind:
+        raise Unsupported(
+            f"{family.name} has no log_prob. Evaluate a family that has it: see `interp list`."
+        )
+    levels: int | None = getattr(family, "levels", None)
+    if levels is not None:
+        x = dequantise(x, levels, generator("cpu", derive(seed, "dequantise")))
+    like = next(family.parameters())
+    chunks = [
+        family.log_prob(some.to(like.device, like.dtype), **options).cpu().double()
+        for some in torch.split(x, batch_size)
+    ]
+    nats = torch.cat(chunks)
+    error = nats.std().item() / math.sqrt(len(nats))
+    if levels is None:
+        return Likelihood(len(x), nats.mean().item(), error, None, None, str(kind))
+    bits = bits_per_dim(nats, x.shape[1:], levels)
+    spread = bits.std().item() / math.sqrt(len(bits))
+    return Likelihood(len(x), nats.mean().item(), error, bits.mean().item(), spread, str(kind))
