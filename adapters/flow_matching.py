@@ -15,6 +15,8 @@ from torch import Generator, Tensor, nn
 import interp
 from interp.errors import OptionError
 from interp.likelihood import bits_per_dim, dequantise, level_width
+from interp.solvers import solve
+from interp.solvers.methods import find
 
 from . import networks
 from .arguments import as_path, check_label, split
@@ -114,26 +116,28 @@ class FlowMatching(Family):
             label: one for all rows or one a row; None for no label.
             guidance: u + guidance (c - u) with c the velocity under the label and u without.
             diffusion: of the SDE, where the method is for SDEs.
-            options: of `interp.solve`; heun with 32 steps where none is given.
+            options: of `interp.solve`; heun where no method is given, 32 steps where none are.
 
         Raises:
-            OptionError: labels or guidance for a model without labels, or guidance without a label.
+            OptionError: labels or guidance for a model without labels, guidance without a label,
+                or no label for a model that never saw a hidden one.
         """
         like = next(self.parameters())
         x0 = self.path.base.sample(
             (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
         )
-        if guidance != 1 and label is None:
-            raise OptionError(
-                f"guidance is {guidance} but no label is given. Give one; a model has labels if "
-                "it was made with classes=..."
-            )
+        self._check_conditions(label, guidance)
         model = interp.guide(self.network, {"label": None}, guidance)
+        method = find(options.setdefault("method", "heun"))
+        if not method.adaptive and not {"steps", "grid"} & options.keys():
+            options["steps"] = 32
+        if method.kind == "sde" and diffusion is None:
+            raise OptionError(
+                f"{method.name} integrates SDEs. Give diffusion=, the size of its noise."
+            )
         term = (
             self.path.ode(model) if diffusion is None else self.path.sde(model, diffusion=diffusion)
         )
-        if not {"method", "steps", "grid"} & options.keys():
-            options = {"method": "heun", "steps": 32, **options}
         return self._solve(term, x0, label, seed=seed, first_row=first_row, **options)
 
     def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
@@ -147,6 +151,7 @@ class FlowMatching(Family):
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
         """The log density of each row of ``x`` by the flow, nats: see `interp.log_prob`."""
+        x, _ = split(x, self.shape)
         term = self.path.ode(self.network)
         return interp.log_prob(term, x, cond=self._cond(label, x), **options)
 
@@ -168,9 +173,24 @@ class FlowMatching(Family):
         spread = dequantise(x, self.levels, generator)
         return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
 
+    def _check_conditions(self, label: Label, guidance: float) -> None:
+        if guidance != 1 and label is None:
+            raise OptionError(
+                f"guidance is {guidance} but no label is given. Give one; a model has labels if "
+                "it was made with classes=..."
+            )
+        if self.classes is None or (label is not None and guidance == 1):
+            return
+        if self.label_dropout == 0:
+            raise OptionError(
+                "this model was made with label_dropout=0, so it knows no velocity without a label. "
+                "Give a label and no guidance, or train with label_dropout=0.1."
+            )
+
     @torch.no_grad()
     def _solve(self, term: Any, x: Tensor, label: Label, **options: Any) -> Tensor:
-        return interp.solve(term, x, cond=self._cond(label, x), **options).x
+        x, _ = split(x, self.shape)
+        return solve(term, x, cond=self._cond(label, x), **options).x
 
     def _cond(self, label: Label, x: Tensor) -> dict[str, Tensor]:
         return (

@@ -15,6 +15,11 @@ Time = float | Tensor
 """A float, a 0-d tensor, or a tensor of x's leading axes."""
 
 
+def host(value: float | list[float]) -> Tensor:
+    """Times that we made ourselves: float64, on the host whatever torch's default device."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 def as_time(t: object) -> Tensor:
     """A `Time` as float64, refused with a `TimeError` where it is not a number in [0, 1]."""
     if isinstance(t, Tensor):
@@ -22,7 +27,7 @@ def as_time(t: object) -> Tensor:
             raise TimeError(f"t has dtype {t.dtype}. Give real times in [0, 1].")
         time = t.to(torch.float64)
     elif isinstance(t, numbers.Real):
-        time = torch.tensor(float(t), dtype=torch.float64)
+        time = host(float(t))
     else:
         raise TimeError(f"t is a {type(t).__name__}. Give a float or a tensor of times in [0, 1].")
     if time.numel() == 0:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import InterpError, OptionError
+from .errors import DataError, InterpError, OptionError
 
 if TYPE_CHECKING:
     from .training.data import Images
@@ -102,15 +102,15 @@ class Sample(Common):
     """Where to put grid.png and samples.npz, whose array "samples" is (n, c, h, w) in [-1, 1]."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
     """How many."""
-    solver: str = "heun"
-    """A name from `interp list`."""
+    solver: str | None = None
+    """A name from `interp list`; without it the family's own choice."""
     steps: int | None = None
-    """Steps of the solver; without it an adaptive solver chooses its own, another takes 32."""
+    """Steps of the solver; without it an adaptive solver chooses its own."""
     seed: int = 0
     """Of the samples."""
     label: int | None = None
     """One label for all; without it labels are drawn as often as they occur in the training data."""
-    guidance: float = 1.0
+    guidance: float | None = None
     """Classifier-free guidance: 1 guides nothing, more follows the label more closely."""
     diffusion: float | None = None
     """The size of the noise where the solver is one for SDEs."""
@@ -121,22 +121,16 @@ class Sample(Common):
 
     def run(self) -> None:
         """Sample."""
-        from .solvers.methods import find
         from .training import load
         from .training.pictures import sample, write_samples
 
         if self.n < 1:
             raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
-        method = find(self.solver)
-        options: dict[str, Any] = {"method": self.solver}
-        if self.steps is not None or not method.adaptive:
-            options["steps"] = 32 if self.steps is None else self.steps
-        if self.guidance != 1:
-            options["guidance"] = self.guidance
-        if self.diffusion is not None:
-            options["diffusion"] = self.diffusion
-        elif method.kind == "sde":
-            raise OptionError(f"{self.solver} needs the size of its noise. Give --diffusion 0.5.")
+        asked = {
+            "method": self.solver, "steps": self.steps, "guidance": self.guidance,
+            "diffusion": self.diffusion,
+        }  # fmt: skip
+        options = {name: value for name, value in asked.items() if value is not None}
         family, config = load(self.run_folder)
         samples, labels = sample(
             family.to(self.device), self.n, seed=self.seed, label=self.label,
@@ -156,15 +150,19 @@ class Evaluate(Common):
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A folder that `interp train` has written."""
     data: str | None = None
-    """Data as in `interp train`, whose test split is used; without it the run's own."""
+    """Data as in `interp train`, whose test split is used; a folder or file is used whole. Without
+    it, the test split of the run's own."""
     data_root: Path | None = None
     """Where torchvision's data sets are; else the environment variable INTERP_DATA_ROOT."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """How many images, from the first; without it all of them."""
     seed: int = 0
     """Of the dequantisation."""
+    divergence: str = "hutchinson"
+    """Where log_prob is by an ODE: hutchinson, an unbiased estimate, or exact, which costs as many
+    times more as an image has elements."""
     tolerance: float = 1e-4
-    """Of the solver, relative and absolute."""
+    """Of the solver, relative and absolute, where there is one."""
     batch_size: int = 64
     """Rows at once."""
     device: str = "cpu"
@@ -176,10 +174,24 @@ class Evaluate(Common):
         from .training.evaluation import likelihood
 
         family, config = load(self.run_folder)
-        images = data.load(self.data or config["data"].get("name", ""), self.data_root, "test")
+        spec = self.data or config["data"].get("name")
+        if spec is None or (self.data is None and not data.has_test_split(spec)):
+            raise OptionError(
+                f"the run in {self.run_folder} was not trained on a data set with a test split. "
+                "Give --data with images that it has not seen."
+            )
+        images = data.load(
+            spec, self.data_root, split="test" if data.has_test_split(spec) else "train"
+        )
+        if images.shape != family.shape:
+            raise DataError(
+                f"{spec} has images of shape {images.shape} but the run was trained on "
+                f"{family.shape}. Give data of the run's own shape."
+            )
+        ode = {"divergence": self.divergence, "rtol": self.tolerance, "atol": self.tolerance}
         result = likelihood(
-            family.to(self.device), images.x[: self.n], seed=self.seed,
-            batch_size=self.batch_size, rtol=self.tolerance, atol=self.tolerance,
+            family.to(self.device), images.x[: self.n], seed=self.seed, batch_size=self.batch_size,
+            **(ode if family.supports("log_prob") == "ode" else {}),
         )  # fmt: skip
         _say(str(result))
 
@@ -195,22 +207,35 @@ class List(Common):
         """List."""
         console = Console()
         console.print(_families(), _solvers(), sep="\n")
+        _options(console)
+
+
+def _options(console: Console) -> None:
+    """A line for each family with what may follow --set."""
+    from . import families
+
+    for name in families.available():
+        try:
+            options = families.options(families.load(name))
+        except InterpError:
+            continue
+        known = "any option" if options is None else ", ".join(("network", *options))
+        console.print(f"[bold]{name}[/] --set  {known}", highlight=False)
 
 
 def _families() -> Table:
     from . import families
 
-    table = Table("family", *families.VERBS, "options", title="Families", title_justify="left")
+    table = Table("family", *families.VERBS, title="Families", title_justify="left")
     for name in families.available():
         try:
             factory = families.load(name)
         except InterpError as error:
-            table.add_row(name, *["?"] * len(families.VERBS), escape(str(error)))
+            table.add_row(name, *["?"] * len(families.VERBS))
+            _complain(str(error))
             continue
         verbs = families.verbs(factory)
-        cells = [_cell(verbs[verb]) for verb in families.VERBS]
-        options = families.options(factory)
-        table.add_row(name, *cells, "any" if options is None else ", ".join(options))
+        table.add_row(name, *(_cell(verbs[verb]) for verb in families.VERBS))
     return table
 
 
@@ -269,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="interp",
         description=__doc__,
         args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:
         command.run()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import noise
-from .arguments import Time, as_time
+from .arguments import Time, as_time, whole
 from .errors import OptionError, TimeError
 from .interpolant import Interpolant
 from .laws import Components, Covariances, Law, rows_of
@@ -99,8 +99,7 @@ class Mixture:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Rows ``first_row`` to ``first_row + n`` of the numbered sample of ``seed``: (n, d)."""
-        if not hasattr(n, "__index__") or n < 0:
-            raise OptionError(f"n = {n!r}. Give the number of samples, an integer of 0 or more.")
+        n = whole("n", n, 0)
         seed = noise.fresh_seed() if seed is None else seed
 
         def normal(width: int, node: int) -> Tensor:

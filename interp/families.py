@@ -56,15 +56,19 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Objective:
-    """One thing to minimise: ``loss`` over ``parameters`` by ``optimizer``.
-
-    ``loss(batch)`` may also take ``generator``, from which it then draws its randomness.
-    """
+    """One thing to minimise: ``loss(batch)`` over ``parameters`` by ``optimizer``."""
 
     name: str
     parameters: Sequence[torch.nn.Parameter]
     loss: Callable[..., Losses]
     optimizer: Optimizer
+
+    def evaluate(self, batch: Batch, generator: Generator) -> Losses:
+        """The loss on ``batch``, drawn from ``generator`` if it can be told, else torch's own."""
+        parameters = inspect.signature(self.loss).parameters
+        if "generator" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return self.loss(batch, generator=generator)
+        return self.loss(batch)
 
 
 @runtime_checkable

@@ -301,7 +301,9 @@ class Interpolant:
 
     # Terms
 
-    def ode(self, model: Model, view: str = "velocity", time: str = "t") -> PathODE:
+    def ode(
+        self, model: Model, view: str = "velocity", time: str | tuple[str, int] = "t"
+    ) -> PathODE:
         """The probability flow dx/dt = velocity, from a ``model`` of ``view`` told ``time``."""
         from .terms import PathODE
 
@@ -314,7 +316,7 @@ class Interpolant:
         *,
         diffusion: float | str | Callable[[Tensor], Tensor | float],
         score: Model | None = None,
-        time: str = "t",
+        time: str | tuple[str, int] = "t",
     ) -> PathSDE:
         """The SDE of drift velocity + (eps^2 / 2) score and diffusion eps(t), forward in t."""
         from .terms import PathSDE

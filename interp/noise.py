@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import struct
 from dataclasses import dataclass, field
 
 import torch
@@ -213,8 +214,9 @@ class BrownianPath:
             left, right = (left, middle) if not leaf >> (shift - 1) & 1 else (middle, right)
         width, fraction = (b - a) / leaves, position - float(leaf)
         scale = math.sqrt(fraction * (1.0 - fraction) * width)
-        bits = int(torch.tensor(t, dtype=torch.float64).view(torch.int64))
-        bridge = self._draw(bits & 0xFFFFFFFFFFFFFFFF)
+        # Moved to where no node of the tree is: no finite time has all exponent bits set.
+        (bits,) = struct.unpack("<Q", struct.pack("<d", t + 0.0))
+        bridge = self._draw(bits ^ 0x7FF8000000000000)
         return left + fraction * (right - left) + scale * bridge
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import numbers
 from collections.abc import Callable
 
@@ -34,9 +35,8 @@ class Schedule:
         function: t of any shape, float64 -> a tensor of that shape, float64; or a number.
         derivative: the same for f'. Without it, ``function`` is differentiated by torch.func
             and must be elementwise.
-        times_derivative: the same for f f'. Without it, f times f'; where f' is infinite, the
-            one-sided difference of f^2 / 2 towards the inside of [0, 1], right to about 1e-9
-            where f^2 is smooth.
+        times_derivative: the same for f f'. Without it, f times f'; where f is 0 and f' infinite,
+            the one-sided difference of f^2 / 2, right to about 1e-9 where f^2 is smooth.
 
     Raises:
         ScheduleError: when called, where what comes back is not of t's shape or not float64.
@@ -75,12 +75,13 @@ class Schedule:
             value, slope = self._differentiate(t)
         else:
             value, slope = self(t), _evaluate(self._derivative, t)
+        if not slope.isfinite().all():
+            slope, product = self._at_a_root(t, value, slope)
+        else:
+            product = value * slope
         if self._times_derivative is not None:
-            return value, slope, _evaluate(self._times_derivative, t)
-        finite = slope.isfinite()
-        if finite.all():
-            return value, slope, value * slope
-        return value, slope, torch.where(finite, value * slope, self._one_sided(t))
+            product = _evaluate(self._times_derivative, t)
+        return value, slope, product
 
     def _differentiate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # f is elementwise, so that the pull-back of ones is f'. Forward mode (jvp) is several
@@ -94,14 +95,25 @@ class Schedule:
             value = torch.where(t == end, 0.0, value)
         return value
 
-    def _one_sided(self, t: Tensor) -> Tensor:
-        """(f^2 / 2)' by the second-order difference towards the inside.
+    def _at_a_root(self, t: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """f' and f f' where f' came out infinite, or NaN for being 0 times infinity.
 
-        h = 1e-5 balances the truncation, h^2, against the rounding of f^2, 2e-16 / h.
+        Where f is 0 there, f^2 is smooth: its second-order difference towards the inside gives
+        f f'. h = 1e-5 balances the truncation, h^2, against the rounding, 2e-16 / h. How f^2 grows
+        tells a vertical tangent from a straight root written badly, sqrt(1 - sin^2): growth is
+        2 f(h)^2 for a square root and 0 for a straight line, whose slope the difference of f gives.
         """
         h = torch.where(t < 0.5, 1e-5, -1e-5)
-        f0, f1, f2 = self(t), self(t + h), self(t + 2 * h)
-        return (4 * f1 * f1 - 3 * f0 * f0 - f2 * f2) / (4 * h)
+        f1, f2 = self(t + h), self(t + 2 * h)
+        growth = 4 * f1 * f1 - f2 * f2
+        product = growth / (4 * h)
+        root = value == 0
+        vertical = torch.where(root, growth.abs() > 0.01 * f1 * f1, slope.isinf())
+        steep = torch.where(slope.isinf(), slope, torch.copysign(value + math.inf, product))
+        secant = (4 * f1 - f2 - 3 * value) / (2 * h)
+        mended = torch.where(vertical, steep, secant)
+        slope = torch.where(slope.isfinite(), slope, mended)
+        return slope, torch.where(slope.isinf() & root, product, value * slope)
 
 
 def _evaluate(function: Scalar, t: Tensor) -> Tensor:

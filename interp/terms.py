@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import views
-from .arguments import like, real, spread
+from .arguments import host, like, real, spread
 from .errors import FieldError, OptionError, TimeError, UndeterminedView, UnknownName, Unsupported
 from .scalar import Schedule
 
@@ -271,7 +271,7 @@ def _check_times(t0: float, t1: float) -> None:
 
 def _check_start(path: Interpolant, view: str, t: float) -> None:
     """Refuse noise-like views where beta vanishes."""
-    if view in ("noise", "score", "base") and float(path.beta(torch.tensor(t).double())) <= 0:
+    if view in ("noise", "score", "base") and float(path.beta(host(t))) <= 0:
         raise TimeError(
             f"a model of the {view} says nothing of the data at t = {t:g}, where beta is 0. The first "
             "usable t is any above it: start from N(0, sigma(t)^2) there, e.g. t=(0.001, 1.0)."
@@ -296,7 +296,7 @@ class _PathTerm:
 
     def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
         """The data estimate E[x1 | x] at t."""
-        return self.as_view("data", torch.tensor(t, dtype=torch.float64), x, cond)
+        return self.as_view("data", host(t), x, cond)
 
     def as_view(self, target: str, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The model's view converted to ``target``, at x and t."""
@@ -356,7 +356,7 @@ class PathODE(_PathTerm):
 
     def clean(self, t: float) -> bool:
         """Whether sigma vanishes at t."""
-        sigma = self.path.coefficients(torch.tensor(t, dtype=torch.float64)).sigma
+        sigma = self.path.coefficients(host(t)).sigma
         return float(sigma) <= _NEGLIGIBLE
 
     def bind(self, cond: Cond) -> Field:
@@ -491,7 +491,7 @@ class PathSDE(_PathTerm):
         _check_times(t0, t1)
         if self.exponential:
             _check_start(self.path, self.view, min(t0, t1))
-            at = torch.tensor(t0, dtype=torch.float64)
+            at = host(t0)
             if float(self.path.coefficients(at).sigma) <= _NEGLIGIBLE:
                 raise TimeError(
                     f"the SDE cannot start at t = {t0:g}, where sigma is 0 and x says nothing of the "
@@ -542,7 +542,7 @@ class PathSDE(_PathTerm):
         Raises:
             Unsupported: a time at which "reverse" is infinite, where steps are not exponential.
         """
-        times = torch.tensor(grid, dtype=torch.float64)
+        times = host(grid)
         t, r = times[:-1], times[1:]
         if not self.exponential:
             eps = self.eps(t)

@@ -48,18 +48,15 @@ def weights(k: Coefficients, source: str, target: str) -> tuple[Tensor | None, T
     Raises:
         UndeterminedView: where the source at these times does not tell the target.
     """
-    if k.alpha is k.sigma:  # no latent: the base is the noise, also where both vanish
-        source, target = ("noise" if view == "base" else view for view in (source, target))
-        if source == target:
-            return None, torch.ones_like(k.t)
-    regular = k.dsigma.isfinite()
-    all_regular = bool(regular.all())
-    s, T = (_row(view, k, None if all_regular else regular) for view in (source, target))
     if source in _NOISE_ONLY and target in _NOISE_ONLY:
+        s, T = _row(source, k, None), _row(target, k, None)
         q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.t.shape)
         if not q.isfinite().all():
             raise _undetermined(k, source, target, ~q.isfinite())
         return None, q
+    regular = k.dsigma.isfinite()
+    all_regular = bool(regular.all())
+    s, T = (_row(view, k, None if all_regular else regular) for view in (source, target))
     reach = k.sigma if all_regular else torch.where(regular, k.sigma, k.sigma**2)
     delta_s, delta_T = k.beta * s.c - reach * s.a, k.beta * T.c - reach * T.a
     scale = T.w * delta_s
@@ -86,7 +83,7 @@ def _row(view: str, k: Coefficients, regular: Tensor | None) -> _Row:
 
 def _base_share(k: Coefficients, regular: Tensor | None) -> _Number:
     """alpha / sigma, in units of n: the share of the noise that came from x0."""
-    if k.alpha is k.sigma:  # no latent: the base is the noise
+    if k.alpha is k.sigma:  # no latent: the base is the noise, also where both vanish
         return 1.0 if regular is None else torch.where(regular, 1.0, k.sigma)
     ratio = torch.where(k.sigma > 0, k.alpha / k.sigma, k.dalpha / k.dsigma)
     return ratio if regular is None else torch.where(regular, ratio, k.alpha)
@@ -98,7 +95,8 @@ def _from_x_alone(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Where the source tells nothing beyond x (Delta_s = 0), a target along x is told by x."""
     silent = ~(scale.abs() > 0)
-    along_x = (delta_T == 0) & (torch.as_tensor(T.w) != 0)
+    told, scaled = torch.as_tensor(T.a).abs() + torch.as_tensor(T.c).abs(), torch.as_tensor(T.w)
+    along_x = (delta_T == 0) & (told > 0) & (scaled != 0)
     lost = silent & ~along_x
     if lost.any():
         raise _undetermined(k, source, target, lost)

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..arguments import whole
@@ -74,7 +74,7 @@ def grid_times(
             if grid is not None:
                 raise OptionError(f"grid={grid!r} does not say how many steps. Give steps=N too.")
             return None
-        times: list[float] = torch.linspace(*ends, steps + 1, dtype=torch.float64).tolist()
+        times: list[float] = np.linspace(*ends, steps + 1).tolist()
         return [ends[0], *times[1:-1], ends[1]]
     if steps is not None:
         raise OptionError("steps and a grid of times contradict each other. Give one of the two.")

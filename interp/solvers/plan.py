@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import real, spread, whole
+from ..arguments import host, real, spread, whole
 from ..errors import OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
@@ -51,13 +51,13 @@ class Plan:
         """A clock reading of the run in the caller's time."""
         if self.coordinates is None:
             return tau
-        return float(self.coordinates.time(torch.tensor(tau, dtype=torch.float64)))
+        return float(self.coordinates.time(host(tau)))
 
     def state(self, t: float, y: Tensor) -> Tensor:
         """A state of the run as the caller's x."""
         if self.coordinates is None:
             return y
-        return spread(self.coordinates.scale(torch.tensor(t, dtype=torch.float64)), y) * y
+        return spread(self.coordinates.scale(host(t)), y) * y
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def _problem(
     exact_time: bool, backend: str,
 ) -> Problem:  # fmt: skip
     if backend == "rust":
-        # The engine takes this tensor for its own: never the caller's memory.
-        y = y.detach().clone(memory_format=torch.contiguous_format) if y is x else y.contiguous()
+        y = y.detach().contiguous()  # the engine copies it into memory of its own
     return Problem(
         field=field,
         y=y,
@@ -134,7 +133,7 @@ def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observ
     tau = _clock(at, [start, stop, *saves, *(grid or [])])
     y = x
     if at is not None:
-        y = spread(1 / at.scale(torch.tensor(start, dtype=torch.float64)), x) * x
+        y = spread(1 / at.scale(host(start)), x) * x
     marks = [tau[s] for s in saves]
     slope = term.slope(request.cond)
     problem = _problem(x, y, marks, slope, term.exact_time, request.backend)
@@ -165,7 +164,7 @@ def _clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     unique = sorted(set(times))
     if at is None:
         return {t: t for t in unique}
-    taus: list[float] = at.tau(torch.tensor(unique, dtype=torch.float64)).tolist()
+    taus: list[float] = at.tau(host(unique)).tolist()
     return dict(zip(unique, taus, strict=True))
 
 
@@ -176,7 +175,7 @@ def _before_clean_data(term: PathODE, start: float, request: Request) -> float:
     it is a hundredth of the tolerance where the data vary on the scale 1.
     """
     small = 0.1 * (request.atol + request.rtol) ** 0.5
-    scale = torch.tensor(small, dtype=torch.float64)
+    scale = host(small)
     begin = float(term.path.noise_scale(start))
     if begin <= small:
         return start

@@ -20,7 +20,7 @@ class Problem:
 
     Attributes:
         field: field(t, y) -> tensor like y.
-        y: the state at the start, a contiguous tensor of the run's own; taken by the backend.
+        y: the state at the start; the backend copies what it must not write to, and drops it.
         row: elements in a row of y.
         saves: times at which to save, in the order of the run.
         xs: (len(saves), *y.shape), where the saved states go.

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..arguments import real
+from ..arguments import host, real
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import grids
@@ -152,7 +153,8 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
-    if x.device.type != "meta" and not bool(x.isfinite().all()):
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if x.device.type != "meta" and not transformed and not bool(x.isfinite().all()):
         bad = ~x.isfinite().reshape(len(x) if x.ndim else 1, -1).all(1)
         rows = bad.nonzero().flatten().tolist()
         raise OptionError(f"x is NaN or infinite in rows {rows[:8]}. Give a finite state.")
@@ -184,12 +186,12 @@ def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
     """The backend to use, after a check that it can."""
     if name not in BACKENDS:
         raise UnknownName.of("backend", name, BACKENDS)
-    with_gradients = x.requires_grad and torch.is_grad_enabled()
+    with_gradients = _differentiated(x)
     native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     if name == "auto":
         return "rust" if native and not with_gradients else "torch"
     if name == "rust" and (not native or with_gradients):
-        why = "requires a gradient" if native else f"is {x.dtype} on {x.device}"
+        why = "is being differentiated or transformed" if native else f"is {x.dtype} on {x.device}"
         raise Unsupported(
             f"the rust backend runs float32 and float64 on the cpu, without gradients, and x {why}. "
             'Use backend="torch", or "auto".'
@@ -208,6 +210,15 @@ def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
                 f'torchdiffeq takes no fixed steps with {method.name}. Use backend="rust" or "torch".'
             )
     return name
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether something follows the derivative of x: autograd, forward mode, a torch.func transform."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    inside = forward_ad._current_level >= 0
+    dual = inside and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    return dual or (x.requires_grad and torch.is_grad_enabled())
 
 
 # Context
@@ -291,13 +302,15 @@ def _solution(
     done = report["status"] == "done"
     stop = made.stop if done else made.time(report["t"])
     x = made.state(stop, report["y"])
+    if request.backend == "rust" and made.coordinates is None:
+        x = x.clone()  # out of the engine's memory, which torch cannot resize, into torch's own
     saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
     if not done:
         forward = request.ends[1] - request.ends[0]
         saves = [s for s in saves if (s - stop) * forward <= 0]
         xs = xs[: len(saves)]
     if made.coordinates is not None and saves:
-        scale = made.coordinates.scale(torch.tensor(saves, dtype=torch.float64))
+        scale = made.coordinates.scale(host(saves))
         xs = spread_rows(scale, xs)
     stats = Stats(
         nfe=report["nfe"], steps=report["accepted"], accepted=report["accepted"],
@@ -308,7 +321,7 @@ def _solution(
     if done and made.last is not None and isinstance(term, PathODE):
         x, xs, stats = _last_step(term, request, made, x, xs, stats, observer)
     stats = replace(stats, wall_s=time.perf_counter() - began)
-    ts = torch.tensor(made.asked[: len(xs)], dtype=torch.float64)
+    ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)
 
 
@@ -323,13 +336,13 @@ def _last_step(
 ) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """The first-order step to clean data, and the output times inside it."""
     began = time.perf_counter()
-    at = torch.tensor(made.stop, dtype=torch.float64)
+    at = host(made.stop)
     data = term.call(at, x, request.cond)
     field_s = time.perf_counter() - began
     stats = replace(stats, nfe=stats.nfe + 1, field_s=stats.field_s + field_s)
 
     def carried(t: float) -> Tensor:
-        return term.first_order(at, torch.tensor(t, dtype=torch.float64), x, data)
+        return term.first_order(at, host(t), x, data)
 
     end = carried(float(made.last or 0.0))
     if not bool(end.isfinite().all()):

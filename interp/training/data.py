@@ -88,8 +88,13 @@ def load(spec: str, root: str | Path | None = None, split: str = "train") -> Ima
         known = UnknownName.of("data set", spec, ["digits", *TORCHVISION])
         raise UnknownName(f"{known} Or give a folder of images, or a file ending in .npz.")
     if split == "test":
-        raise DataError(f"{spec} has no test split. Give the test images as a folder of their own.")
+        raise DataError(f"{spec} has no test split. Ask for it whole.")
     return _npz(path) if path.suffix == ".npz" else _folder(path)
+
+
+def has_test_split(spec: str) -> bool:
+    """Whether ``spec`` names a data set of which a part is held out."""
+    return spec == "digits" or spec in TORCHVISION
 
 
 def from_bytes(pixels: NDArray[np.uint8] | Tensor, levels: int = 256) -> Tensor:

@@ -50,6 +50,13 @@ def likelihood(
     A family with ``levels`` is asked for images that are dequantised once, uniformly, and its
     answer is given in bits a dimension too (see `interp.likelihood.bits_per_dim`).
 
+    Args:
+        family: whose log_prob to take.
+        x: the data, on the grid of the family's levels where it has them.
+        seed: of the dequantisation, and of the probes of an estimated divergence.
+        batch_size: rows at once; the result does not depend on it.
+        options: of the family's ``log_prob``.
+
     Raises:
         Unsupported: a family without log_prob.
     """
@@ -61,11 +68,11 @@ def likelihood(
     levels: int | None = getattr(family, "levels", None)
     if levels is not None:
         x = dequantise(x, levels, generator("cpu", derive(seed, "dequantise")))
-    like = next(family.parameters())
-    chunks = [
-        family.log_prob(some.to(like.device, like.dtype), **options).cpu().double()
-        for some in torch.split(x, batch_size)
-    ]
+    like, chunks = next(family.parameters()), []
+    for first in range(0, len(x), batch_size):
+        some = x[first : first + batch_size].to(like.device, like.dtype)
+        numbered = {"first_row": first, "seed": seed} if kind == "ode" else {}
+        chunks.append(family.log_prob(some, **numbered, **options).cpu().double())
     nats = torch.cat(chunks)
     error = nats.std().item() / math.sqrt(len(nats))
     if levels is None:

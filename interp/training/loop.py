@@ -172,7 +172,7 @@ def describe(data: Data) -> dict[str, Any]:
     if not isinstance(label, Tensor):
         return {}
     counts = torch.bincount(label.long().cpu())
-    return {"label_frequencies": (counts / counts.sum()).tolist()}
+    return {"label_frequencies": (counts.double() / counts.sum()).tolist()}
 
 
 @contextmanager

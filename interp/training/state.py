@@ -62,7 +62,7 @@ class State:
         """
         losses: dict[str, float] = {}
         for objective in self.family.objectives(self.step, self.total):
-            terms = _named(objective.name, objective.loss(batch, generator=generator))
+            terms = _named(objective.name, objective.evaluate(batch, generator))
             values = {name: term.item() for name, term in terms.items()}
             for name, value in values.items():
                 self._check_finite(f"the loss {name!r}", value)

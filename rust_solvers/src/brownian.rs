@@ -18,6 +18,12 @@ pub struct Root {
     pub depth: u32,
 }
 
+/// The node of a time inside a leaf: its bits, moved to where no node of the tree is (those are below
+/// 2^49, and no finite time has all exponent bits set).
+fn time_node(t: f64) -> u64 {
+    (t + 0.0).to_bits() ^ 0x7ff8_0000_0000_0000
+}
+
 /// Rows of normals: what keys a normal beside its node.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
@@ -90,7 +96,7 @@ impl Path {
         let width = (to - from) / leaves;
         let fraction = position - leaf as f64;
         let scale = (fraction * (1.0 - fraction) * width).sqrt();
-        self.draw(t.to_bits());
+        self.draw(time_node(t));
         let (left, right) = (self.value(left), self.value(right));
         for (i, out) in out.iter_mut().enumerate() {
             let (l, r) = (left.map_or(0.0, |v| v[i]), right.map_or(0.0, |v| v[i]));
@@ -133,7 +139,7 @@ impl Path {
         let chunk = |(i, out): (usize, &mut [f64])| {
             fill_normals(out, len, first.wrapping_add((i * rows) as u32), key, node);
         };
-        if self.elements >= 1 << 14 {
+        if crate::kernels::parallel(self.elements) {
             self.normals.par_chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);
         } else {
             self.normals.chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);

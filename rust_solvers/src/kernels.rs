@@ -4,6 +4,8 @@
 //! operand once and writes its result once, in chunks whose size does not depend on the number of
 //! threads, so that sums come out the same whatever the machine.
 
+use std::sync::OnceLock;
+
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -22,6 +24,13 @@ const CHUNK: usize = 2048;
 /// more than the pass.
 const PARALLEL: usize = 1 << 16;
 
+/// Whether a pass over `elements` is shared out. Not in a forked child: threads do not survive a fork,
+/// and waiting for them would not end.
+pub fn parallel(elements: usize) -> bool {
+    static OWNER: OnceLock<u32> = OnceLock::new();
+    elements >= PARALLEL && *OWNER.get_or_init(std::process::id) == std::process::id()
+}
+
 /// `out = sum_j c_j v_j`. Returns whether any element of the result is NaN or infinite.
 ///
 /// # Panics
@@ -35,7 +44,7 @@ pub fn combine<T: Real>(out: &mut [T], terms: &[Term<T>]) -> bool {
             let from = i * CHUNK;
             combine_chunk(out, &c, &v.map(|v| &v[from..from + out.len()]))
         };
-        if out.len() >= PARALLEL {
+        if parallel(out.len()) {
             out.par_chunks_mut(CHUNK).enumerate().map(pass).reduce(|| 0, |a, b| a | b) != 0
         } else {
             out.chunks_mut(CHUNK).enumerate().map(pass).fold(0, |a, b| a | b) != 0
@@ -96,7 +105,7 @@ pub fn error_norm<T: Real>(terms: &[Term<T>], y: &[T], y_new: &[T], tolerance: T
             norm_chunk(&c, &v, &y[range.clone()], &y_new[range], tolerance)
         };
         let chunks = y.len().div_ceil(CHUNK);
-        if y.len() >= PARALLEL {
+        if parallel(y.len()) {
             // Collected in order before summing: the same sum for any number of threads.
             (0..chunks).into_par_iter().map(pass).collect::<Vec<f64>>().into_iter().sum()
         } else {
@@ -174,7 +183,7 @@ pub fn noisy_update<T: Real>(
         };
         noisy_chunk(out, (a, &y[range.clone()]), (b, &k[range]), &noise)
     };
-    if n >= PARALLEL {
+    if parallel(n) {
         out.par_chunks_mut(CHUNK).enumerate().map(pass).reduce(|| 0, |a, b| a | b) != 0
     } else {
         out.chunks_mut(CHUNK).enumerate().map(pass).fold(0, |a, b| a | b) != 0

@@ -50,7 +50,7 @@ pub fn integrate<T: Real, S: System<T>>(
 ) -> Result<Outcome<S::Buffer>, S::Error> {
     let n = y.as_ref().len();
     let mut increments = Increments { path, at: None, from: vec![0.0; n], to: vec![0.0; n] };
-    let mut next_y = system.beside(&y)?;
+    let mut next_y = system.buffer()?;
     let last = steps.grid.len() - 1;
     let done = |status, t, y, n: usize, h: f64, rows| Outcome {
         status,

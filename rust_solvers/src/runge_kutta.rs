@@ -66,7 +66,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         saves: &'a [f64],
         y: S::Buffer,
     ) -> Result<Self, S::Error> {
-        let stage = system.beside(&y)?;
+        let stage = system.buffer()?;
         let slopes = tableau.a.iter().map(|_| None).collect();
         Ok(Run { system, tableau, row, saves, saved: 0, y, stage, slopes })
     }

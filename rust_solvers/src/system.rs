@@ -11,8 +11,8 @@ pub trait System<T: Real> {
     type Slope: AsRef<[T]>;
     type Error;
 
-    /// A new buffer beside another one, with whatever content.
-    fn beside(&mut self, buffer: &Self::Buffer) -> Result<Self::Buffer, Self::Error>;
+    /// A new buffer with whatever content.
+    fn buffer(&mut self) -> Result<Self::Buffer, Self::Error>;
     /// Say at which times the next calls of the field will be, in order.
     fn announce(&mut self, times: &[f64]) -> Result<(), Self::Error>;
     /// The field at the next announced time. The buffer holds the same content afterwards.

@@ -59,7 +59,7 @@ impl<'py, T: Real> PySystem<'py, T> {
         let torch = Torch::like::<T>(&y, problem.plain.clone())?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
-        let y = Buffer::adopt(&torch, y)?;
+        let y = Buffer::of(&torch, &y)?;
         let system = PySystem {
             py,
             torch,
@@ -105,8 +105,8 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
     type Slope = Slope<T>;
     type Error = PyErr;
 
-    fn beside(&mut self, buffer: &Buffer<T>) -> PyResult<Buffer<T>> {
-        self.torch.beside(buffer)
+    fn buffer(&mut self) -> PyResult<Buffer<T>> {
+        self.torch.buffer()
     }
 
     fn announce(&mut self, times: &[f64]) -> PyResult<()> {
@@ -194,7 +194,7 @@ fn checked_grid(grid: Vec<f64>) -> PyResult<Vec<f64>> {
     Ok(grid)
 }
 
-/// The problem and its state, which from here on is ours alone: `problem.y` is None afterwards.
+/// The problem and its state, which it gives up: `problem.y` is None afterwards.
 fn take_state<'py>(problem: &Bound<'py, PyAny>) -> PyResult<(Problem<'py>, Bound<'py, PyAny>)> {
     let y = problem.getattr("y")?;
     problem.setattr("y", problem.py().None())?;
@@ -312,6 +312,7 @@ fn philox_words(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 #[pymodule]
 fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<tensor::Memory>()?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;
     module.add_function(wrap_pyfunction!(philox_words, module)?)

@@ -1,26 +1,24 @@
-//! Reading and writing the memory of torch's tensors, and when that is safe.
+//! Memory that Rust and torch share, and when it is safe to touch.
 //!
-//! Nothing here trusts a pointer for longer than it can be sure of it:
-//! * Every tensor that comes back from Python is looked at anew: type, dtype, device, shape, strides,
-//!   the lazy negation bit, and that its storage still covers its elements ([`Torch::locate`]).
-//! * A result is read in place only while nobody else can reach it: the only Python reference, the
-//!   only C++ reference, the only view of its storage ([`Torch::exclusive`]). All else is copied
-//!   while the interpreter lock is held.
-//! * A buffer that was handed to Python is used again only if it came back whole and unshared; else
-//!   its content moves to a new one ([`Buffer::reclaim`]).
+//! * A state lies in memory that Rust owns and torch sees as a tensor ([`Buffer`]): nothing that
+//!   Python does to the tensor (resizing, freeing, re-typing) can take that memory away. It is used
+//!   again for the next state only if nobody else kept a reference; else its content moves on.
+//! * What a field returns is looked at anew each time: type, dtype, device, shape, layout, strides,
+//!   the lazy negation bit, and that its storage still covers its elements ([`Torch::locate`]). Then
+//!   it is copied at once, while the interpreter lock is held ([`Torch::take`]). No pointer into
+//!   torch's own memory outlives the call that found it.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, UnsafeCell};
+use std::ffi::c_void;
 use std::rc::Rc;
 
+use pyo3::exceptions::PyMemoryError;
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyTuple};
 
 use crate::real::Real;
-
-/// Results of at most this many elements are copied without asking who else holds them: the copy is
-/// cheaper than the question.
-const SMALL: usize = 4096;
 
 /// What the border needs of torch, looked up once a solve.
 pub struct Torch<'py> {
@@ -28,7 +26,7 @@ pub struct Torch<'py> {
     tensor: Bound<'py, PyAny>,
     dtype: Bound<'py, PyAny>,
     strided: Bound<'py, PyAny>,
-    empty_like: Bound<'py, PyAny>,
+    frombuffer: Bound<'py, PyAny>,
     /// References to a storage; absent in a torch that does not count them for us.
     storage_uses: Option<Bound<'py, PyAny>>,
     plain: Bound<'py, PyAny>,
@@ -44,6 +42,28 @@ enum Obstacle {
     Scattered,
 }
 
+/// Memory of copies that are done with, for the next ones: asking the system for pages costs more
+/// than filling them.
+pub type Pool<T> = Rc<RefCell<Vec<Vec<T>>>>;
+
+/// A copy of what a field returned.
+pub struct Slope<T> {
+    values: Vec<T>,
+    pool: Pool<T>,
+}
+
+impl<T> AsRef<[T]> for Slope<T> {
+    fn as_ref(&self) -> &[T] {
+        &self.values
+    }
+}
+
+impl<T> Drop for Slope<T> {
+    fn drop(&mut self) {
+        self.pool.borrow_mut().push(std::mem::take(&mut self.values));
+    }
+}
+
 impl<'py> Torch<'py> {
     /// Everything about tensors like `state`. `plain(result)` is Python's way to make a contiguous
     /// tensor of torch's own class out of whatever kind of tensor a field returned.
@@ -57,20 +77,12 @@ impl<'py> Torch<'py> {
             tensor: torch.getattr(intern!(py, "Tensor"))?,
             dtype: torch.getattr(T::DTYPE)?,
             strided: torch.getattr(intern!(py, "strided"))?,
-            empty_like: torch.getattr(intern!(py, "empty_like"))?,
+            frombuffer: torch.getattr(intern!(py, "frombuffer"))?,
             storage_uses: uses.ok(),
             plain,
             len: state.call_method0(intern!(py, "numel"))?.extract()?,
             shape,
         })
-    }
-
-    fn yes(
-        &self,
-        tensor: &Bound<'py, PyAny>,
-        method: &Bound<'py, pyo3::types::PyString>,
-    ) -> PyResult<bool> {
-        tensor.call_method0(method)?.is_truthy()
     }
 
     /// The address of the first element of a tensor of torch's own class, all of whose `len`
@@ -83,9 +95,14 @@ impl<'py> Torch<'py> {
     ) -> PyResult<Result<*mut T, Obstacle>> {
         let py = self.py;
         let wrong = |what: String| Ok(Err(Obstacle::Wrong(what)));
+        let yes = |method| -> PyResult<bool> { tensor.call_method0(method)?.is_truthy() };
         let dtype = tensor.getattr(intern!(py, "dtype"))?;
         if !dtype.is(&self.dtype) {
             return wrong(format!("of dtype {dtype} where the state is {}", self.dtype));
+        }
+        let layout = tensor.getattr(intern!(py, "layout"))?;
+        if !layout.is(&self.strided) {
+            return wrong(format!("of layout {layout} where the state is {}", self.strided));
         }
         if !tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
             let device = tensor.getattr(intern!(py, "device"))?;
@@ -100,11 +117,7 @@ impl<'py> Torch<'py> {
                 show(shape)?
             ));
         }
-        let strided = tensor.getattr(intern!(py, "layout"))?.is(&self.strided);
-        if !strided
-            || !self.yes(tensor, intern!(py, "is_contiguous"))?
-            || self.yes(tensor, intern!(py, "is_neg"))?
-        {
+        if !yes(intern!(py, "is_contiguous"))? || yes(intern!(py, "is_neg"))? {
             return Ok(Err(Obstacle::Scattered));
         }
         let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
@@ -112,7 +125,8 @@ impl<'py> Torch<'py> {
             return Ok(Ok(std::ptr::NonNull::dangling().as_ptr()));
         }
         let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
-        let Extent { start, bytes } = Extent::of(&storage)?;
+        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
         // A storage can be made smaller than the tensors on it believe it to be.
         let end = len.checked_mul(size_of::<T>()).and_then(|n| address.checked_add(n));
         let inside = start != 0
@@ -124,28 +138,7 @@ impl<'py> Torch<'py> {
         Ok(Ok(address as *mut T))
     }
 
-    /// Whether the given references are the only way, in Python or C++, to the tensor's memory.
-    fn exclusive(&self, tensor: &Bound<'py, PyAny>, storage: &Bound<'py, PyAny>) -> PyResult<bool> {
-        let py = self.py;
-        let Some(uses) = &self.storage_uses else { return Ok(false) };
-        if references(tensor) != 1 || references(storage) != 1 {
-            return Ok(false);
-        }
-        let Ok(count) = tensor.call_method0(intern!(py, "_use_count")) else { return Ok(false) };
-        let address = storage.getattr(intern!(py, "_cdata"))?;
-        // The tensor and the Python object of its storage: two.
-        Ok(count.extract::<usize>()? == 1 && uses.call1((address,))?.extract::<usize>()? == 2)
-    }
-
-    /// Whether a result's memory is torch's own and nobody else's.
-    fn unshared(&self, result: &Bound<'py, PyAny>) -> PyResult<bool> {
-        let storage = result.call_method0(intern!(self.py, "untyped_storage"))?;
-        // Memory that is not torch's own (numpy's, say) may have owners that it does not know.
-        Ok(self.exclusive(result, &storage)?
-            && self.yes(&storage, intern!(self.py, "resizable"))?)
-    }
-
-    /// Take what a field returned: read it in place where that is safe, else copy it.
+    /// Copy what a field returned.
     pub fn take<T: Real>(&self, result: Bound<'py, PyAny>, pool: &Pool<T>) -> PyResult<Slope<T>> {
         let mut result = result;
         if !result.get_type().is(&self.tensor) {
@@ -153,134 +146,193 @@ impl<'py> Torch<'py> {
                 let kind = result.get_type().name()?;
                 return Err(self.error(format!("the field returned a {kind}, not a tensor")));
             }
-            result = self.plain.call1((result,))?;
+            result = self.made_plain(result)?;
         }
-        let at = match self.locate::<T>(&result, &self.shape, self.len)? {
+        let at = match self.locate_or_say(&result)? {
             Ok(at) => at,
             Err(Obstacle::Wrong(what)) => {
                 return Err(self.error(format!("the field returned a tensor {what}")));
             }
             Err(Obstacle::Scattered) => {
-                result = self.plain.call1((result,))?;
-                match self.locate::<T>(&result, &self.shape, self.len)? {
-                    Ok(at) => at,
-                    Err(_) => {
-                        return Err(self.error("the field returned a tensor without memory".into()));
-                    }
-                }
+                result = self.made_plain(result)?;
+                self.locate_or_say(&result)?.map_err(|_| self.without_memory())?
             }
         };
-        if self.len > SMALL && self.unshared(&result)? {
-            return Ok(Slope::Borrowed { at, len: self.len, _owner: result.unbind() });
-        }
         let mut values = pool.borrow_mut().pop().unwrap_or_default();
         values.clear();
         // SAFETY: `locate` has just shown that `len` elements lie at `at`, aligned, in a storage that
         // `result` keeps alive; the interpreter lock is held and no Python runs until the copy is
         // done.
         values.extend_from_slice(unsafe { std::slice::from_raw_parts(at, self.len) });
-        Ok(Slope::Copied { values, pool: Rc::clone(pool) })
+        Ok(Slope { values, pool: Rc::clone(pool) })
     }
 
-    pub fn error(&self, what: String) -> PyErr {
+    fn locate_or_say<T: Real>(
+        &self,
+        result: &Bound<'py, PyAny>,
+    ) -> PyResult<Result<*mut T, Obstacle>> {
+        self.locate(result, &self.shape, self.len).map_err(|cause| self.caused(cause))
+    }
+
+    fn made_plain(&self, result: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.plain.call1((result,)).map_err(|cause| self.caused(cause))
+    }
+
+    fn without_memory(&self) -> PyErr {
+        self.raise(
+            "the field returned a tensor without memory of its own (of a subclass, or inside a \
+             transform of torch.func). Return a plain tensor, or use backend=\"torch\"."
+                .into(),
+        )
+    }
+
+    fn caused(&self, cause: PyErr) -> PyErr {
+        let error = self.without_memory();
+        error.set_cause(self.py, Some(cause));
+        error
+    }
+
+    fn error(&self, what: String) -> PyErr {
         let remedy = "Return a new tensor of the state's shape, dtype and device.";
         self.raise(format!("{what}. {remedy}"))
     }
 
     fn raise(&self, message: String) -> PyErr {
         let error = || self.py.import("interp.errors")?.getattr("FieldError")?.call1((message,));
-        error().map_or_else(|e| e, |value| PyErr::from_value(value))
+        error().map_or_else(|e| e, PyErr::from_value)
     }
 
-    /// A new buffer beside another one, with whatever content.
-    pub fn beside<T: Real>(&self, buffer: &Buffer<T>) -> PyResult<Buffer<T>> {
-        Buffer::adopt(self, self.empty_like.call1((&buffer.tensor,))?)
+    /// A new buffer, all zeros.
+    pub fn buffer<T: Real>(&self) -> PyResult<Buffer<T>> {
+        let memory = Memory::zeros(self.len * size_of::<T>())?;
+        let at = memory.words.as_ptr().cast::<T>().cast_mut();
+        let memory = Bound::new(self.py, memory)?;
+        // torch makes no tensor of an empty buffer; an empty one has no memory to share.
+        let flat = if self.len == 0 {
+            self.tensor.call0()?.call_method1(intern!(self.py, "to"), (&self.dtype,))?
+        } else {
+            let keywords = pyo3::types::PyDict::new(self.py);
+            keywords.set_item(intern!(self.py, "dtype"), &self.dtype)?;
+            self.frombuffer.call((&memory,), Some(&keywords))?
+        };
+        let tensor = flat.call_method1(intern!(self.py, "view"), (&self.shape,))?;
+        drop(flat);
+        let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
+        Ok(Buffer {
+            shares: self.shares(&tensor, &storage)?,
+            version: version(&tensor)?,
+            address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
+            tensor: tensor.unbind(),
+            storage: storage.unbind(),
+            _memory: memory.unbind(),
+            at,
+            len: self.len,
+        })
+    }
+
+    /// How many ways lead to a tensor's memory: references to the tensor and its storage, in Python
+    /// and in C++. None where this torch does not tell.
+    fn shares(
+        &self,
+        tensor: &Bound<'py, PyAny>,
+        storage: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<[usize; 4]>> {
+        let Some(uses) = &self.storage_uses else { return Ok(None) };
+        let Ok(count) = tensor.call_method0(intern!(self.py, "_use_count")) else {
+            return Ok(None);
+        };
+        let address = storage.getattr(intern!(self.py, "_cdata"))?;
+        Ok(Some([
+            references(tensor),
+            references(storage),
+            count.extract()?,
+            uses.call1((address,))?.extract()?,
+        ]))
     }
 }
 
-/// Memory of copies that are done with, for the next ones: asking the system for pages costs more
-/// than filling them.
-pub type Pool<T> = Rc<RefCell<Vec<Vec<T>>>>;
-
-/// What a field returned: a tensor that only we can reach, or a copy.
-pub enum Slope<T> {
-    Borrowed { at: *const T, len: usize, _owner: Py<PyAny> },
-    Copied { values: Vec<T>, pool: Pool<T> },
-}
-
-impl<T> Drop for Slope<T> {
-    fn drop(&mut self) {
-        if let Slope::Copied { values, pool } = self {
-            pool.borrow_mut().push(std::mem::take(values));
-        }
-    }
-}
-
-impl<T> AsRef<[T]> for Slope<T> {
-    fn as_ref(&self) -> &[T] {
-        match self {
-            // SAFETY: `Torch::take` found the tensor whole and exclusively ours; `_owner` keeps it
-            // alive, and no Python code can reach it to change that.
-            Slope::Borrowed { at, len, .. } => unsafe { std::slice::from_raw_parts(*at, *len) },
-            Slope::Copied { values, .. } => values,
-        }
-    }
-}
-
-/// A state in a tensor of torch's: ours alone, except while it is handed to Python.
-pub struct Buffer<T> {
-    pub tensor: Py<PyAny>,
-    storage: Py<PyAny>,
-    extent: Extent,
-    at: *mut T,
-    len: usize,
-    version: u64,
-}
-
-/// Where a storage lies and how long it is.
-#[derive(PartialEq)]
-struct Extent {
-    start: usize,
+/// Memory that Rust owns and lends to torch by the buffer protocol. torch cannot resize it, and it
+/// lives for as long as anybody, here or there, refers to it.
+#[pyclass(frozen)]
+pub struct Memory {
+    words: Vec<UnsafeCell<u64>>,
     bytes: usize,
 }
 
-impl Extent {
-    fn of(storage: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let py = storage.py();
-        let start = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let bytes = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
-        Ok(Extent { start, bytes })
+// SAFETY: nothing reads or writes the words through a `&Memory`; who uses its address answers for
+// that (`Buffer` on our side, torch on the other, as with any two tensors on one storage).
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Zeros, or an error where there is no room for them.
+    fn zeros(bytes: usize) -> PyResult<Self> {
+        let count = bytes.div_ceil(8);
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(count)
+            .map_err(|_| PyMemoryError::new_err(format!("no room for a state of {bytes} bytes")))?;
+        words.resize_with(count, || UnsafeCell::new(0));
+        Ok(Memory { words, bytes })
     }
 }
 
+#[pymethods]
+impl Memory {
+    /// Lend the memory, writable.
+    ///
+    /// # Safety
+    /// Called by the interpreter with a valid `view`; the memory is never moved or freed before the
+    /// last reference to `slf`, of which the view holds one.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: std::ffi::c_int,
+    ) -> PyResult<()> {
+        let memory = slf.get();
+        let at = memory.words.as_ptr().cast::<c_void>().cast_mut();
+        let len = memory.bytes as ffi::Py_ssize_t;
+        // SAFETY: `at` is the start of `bytes` bytes that live as long as `slf`.
+        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at, len, 0, flags) };
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// A state: memory of ours, and the tensor by which Python sees it.
+pub struct Buffer<T> {
+    pub tensor: Py<PyAny>,
+    storage: Py<PyAny>,
+    /// The ways to the memory when only this buffer had it.
+    shares: Option<[usize; 4]>,
+    version: u64,
+    address: usize,
+    _memory: Py<Memory>,
+    at: *mut T,
+    len: usize,
+}
+
 impl<T: Real> Buffer<T> {
-    /// Take over a tensor that nobody else uses.
-    pub fn adopt<'py>(torch: &Torch<'py>, tensor: Bound<'py, PyAny>) -> PyResult<Self> {
-        let Ok(at) = torch.locate(&tensor, &torch.shape, torch.len)? else {
+    /// A buffer with the content of a contiguous tensor.
+    pub fn of<'py>(torch: &Torch<'py>, tensor: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let Ok(at) = torch.locate::<T>(tensor, &torch.shape, torch.len)? else {
             return Err(torch.raise("a state is not a contiguous cpu tensor. Pass one.".into()));
         };
-        let storage = tensor.call_method0(intern!(torch.py, "untyped_storage"))?;
-        Ok(Buffer {
-            extent: Extent::of(&storage)?,
-            storage: storage.unbind(),
-            version: version(&tensor)?,
-            tensor: tensor.unbind(),
-            at,
-            len: torch.len,
-        })
+        let mut buffer = torch.buffer()?;
+        // SAFETY: as in `Torch::take`.
+        buffer.as_mut().copy_from_slice(unsafe { std::slice::from_raw_parts(at, torch.len) });
+        Ok(buffer)
     }
 
     /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
     /// reference to it, leave it to them and go on in a copy.
     pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
-        let (tensor, storage) = (self.tensor.bind(torch.py), self.storage.bind(torch.py));
-        // The storage is the one that was looked at when the buffer was made, and it is where and
-        // what it was; so are the tensor's elements in it.
-        let whole = Extent::of(storage)? == self.extent
-            && tensor.getattr(intern!(torch.py, "shape"))?.eq(&torch.shape)?
-            && tensor.call_method0(intern!(torch.py, "data_ptr"))?.extract::<usize>()?
-                == if self.len == 0 { self.extent.start } else { self.at as usize }
-            && torch.yes(tensor, intern!(torch.py, "is_contiguous"))?;
+        let py = torch.py;
+        let (tensor, storage) = (self.tensor.bind(py), self.storage.bind(py));
+        // Our memory is safe whatever was done; the next call must not see another tensor, though.
+        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let whole = address == self.address
+            && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
+            && tensor.getattr(intern!(py, "dtype"))?.is(&torch.dtype)
+            && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?;
         if !whole {
             return Err(torch.raise(format!(
                 "{who} changed the memory of the state that it was given (resized, freed or \
@@ -292,8 +344,9 @@ impl<T: Real> Buffer<T> {
                 "{who} wrote into the state that it was given. Work on a copy: x.clone()."
             )));
         }
-        if !torch.exclusive(tensor, storage)? {
-            let mut copy = torch.beside(self)?;
+        let shares = torch.shares(tensor, storage)?;
+        if shares.is_none() || shares != self.shares {
+            let mut copy = torch.buffer::<T>()?;
             copy.as_mut().copy_from_slice(self.as_ref());
             *self = copy;
         }
@@ -302,9 +355,9 @@ impl<T: Real> Buffer<T> {
 }
 
 /// Python references to an object.
-fn references(object: &Bound<'_, PyAny>) -> isize {
+fn references(object: &Bound<'_, PyAny>) -> usize {
     // SAFETY: `object` is a live reference, held with the interpreter lock.
-    unsafe { pyo3::ffi::Py_REFCNT(object.as_ptr()) }
+    unsafe { ffi::Py_REFCNT(object.as_ptr()) as usize }
 }
 
 fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -313,15 +366,16 @@ fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
 
 impl<T> AsRef<[T]> for Buffer<T> {
     fn as_ref(&self) -> &[T] {
-        // SAFETY: checked by `adopt`, and by `reclaim` each time Python had the tensor; in between
-        // we hold the only reference to it.
+        // SAFETY: `at` is the start of `len` elements of `_memory`, which is never resized and lives
+        // as long as this buffer; it is zeroed, and any bits are a number.
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 }
 
 impl<T> AsMut<[T]> for Buffer<T> {
     fn as_mut(&mut self) -> &mut [T] {
-        // SAFETY: as for reading; `&mut self` is the only access from our side.
+        // SAFETY: as for reading; between calls of Python only this buffer refers to the memory
+        // (`reclaim`), and `&mut self` is the only access from our side.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
     }
 }
@@ -345,7 +399,8 @@ impl<'py> Outputs<'py> {
         let all = self.count * torch.len;
         match torch.locate::<T>(&self.tensor, &self.shape, all)? {
             // SAFETY: `all` elements lie at `at`, in the storage of a tensor that we hold a reference
-            // to and that only the calling `solve` knows; `index < count` is checked below.
+            // to and that only the calling `solve` knows; the lock is held until it is written, and
+            // `index < count` is checked here.
             Ok(at) if index < self.count => {
                 Ok(unsafe { std::slice::from_raw_parts_mut(at.add(index * torch.len), torch.len) })
             }

@@ -1,0 +1,231 @@
+"""The named paths against their definitions in 60 digits, and what a `Schedule` promises."""
+
+import json
+import math
+
+import mpmath as mp
+import pytest
+import torch
+
+from interp import schedules
+from interp.errors import OptionError, ScheduleError, UnknownName
+from interp.schedules import Schedule
+
+HALF_PI = math.pi / 2
+
+
+def at(t):
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def sines(theta):
+    return (
+        lambda t: mp.sin(theta * (1 - t)) / mp.sin(theta),
+        lambda t: mp.sin(theta * t) / mp.sin(theta),
+    )
+
+
+def preserving(low, high):
+    low, high = mp.mpf(low), mp.mpf(high)
+
+    def beta(t):
+        u = 1 - t
+        return mp.exp(-u * u * (high - low) / 4 - u * low / 2)
+
+    return lambda t: mp.sqrt(1 - beta(t) ** 2), beta
+
+
+# The path, and alpha and beta by definition, to be evaluated by mpmath.
+PATHS = {
+    "linear": (schedules.linear(), (lambda t: 1 - t, lambda t: t)),
+    "trigonometric": (
+        schedules.trigonometric(),
+        (lambda t: mp.cos(mp.pi * t / 2), lambda t: mp.sin(mp.pi * t / 2)),
+    ),
+    "wide angle": (schedules.trigonometric(2.0), sines(mp.mpf(2))),
+    "narrow angle": (schedules.trigonometric(1e-3), sines(mp.mpf(1e-3))),
+    "variance_preserving": (schedules.variance_preserving(), preserving(0.1, 20.0)),
+    "constant rate": (schedules.variance_preserving(3.0, 3.0), preserving(3.0, 3.0)),
+}
+TIMES = [1e-12, 1e-6, 0.11, 0.5, 0.8, 1 - 1e-6, 1 - 1e-12]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("t", TIMES)
+def test_value_slope_and_product_are_the_definitions(name, t):
+    """To 1e-12: a dozen roundings of 1e-16, times up to 1e3 in the narrow angle's slope."""
+    path, definitions = PATHS[name]
+    with mp.workdps(60):
+        for schedule, f in zip((path.alpha, path.beta), definitions, strict=True):
+            value, slope = f(mp.mpf(t)), mp.diff(f, mp.mpf(t), h=mp.mpf(10) ** -30)
+            wanted = [value, slope, value * slope]
+            time = at(t)
+            apart = [schedule(time), schedule.derivative(time), schedule.times_derivative(time)]
+            for found in (apart, schedule.jet(time)):
+                for one, exact in zip(found, wanted, strict=True):
+                    assert abs(one.item() - exact) <= 1e-12 * abs(exact)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_both_ends_are_exact(name):
+    path = PATHS[name][0]
+    assert path.alpha(at(1.0)).item() == 0.0
+    assert path.beta(at(1.0)).item() == 1.0
+    if path.config["name"] != "variance_preserving":
+        assert path.alpha(at(0.0)).item() == 1.0
+        assert path.beta(at(0.0)).item() == 0.0
+
+
+def test_variance_preserving_ends_are_the_published_ones():
+    """Song et al. 2020 with 0.1 and 20: beta(0) = exp(-5.025); alpha alpha'(1) = -beta_min / 2."""
+    path = schedules.variance_preserving()
+    assert path.beta(at(0.0)).item() == pytest.approx(math.exp(-5.025), rel=1e-15)
+    assert path.alpha.derivative(at(1.0)).item() == -math.inf
+    assert path.alpha.times_derivative(at(1.0)).item() == pytest.approx(-0.05, rel=1e-15)
+    assert path.noise_scale(0.0).item() == pytest.approx(152.2, abs=0.05)  # as published: 4 digits
+
+
+def test_trigonometric_slopes_vanish_exactly_where_they_should():
+    path = schedules.trigonometric()
+    assert path.alpha.derivative(at(0.0)).item() == 0.0
+    assert path.beta.derivative(at(1.0)).item() == 0.0
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_config_rebuilds_the_path_through_json(name):
+    path = PATHS[name][0]
+    config = json.loads(json.dumps(path.config))
+    again = schedules.from_config(config)
+    t = torch.linspace(0, 1, 17, dtype=torch.float64)
+    assert again.config == path.config
+    assert torch.equal(again.coefficients(t).alpha, path.coefficients(t).alpha)
+    assert torch.equal(again.coefficients(t).beta, path.coefficients(t).beta)
+    assert path.config["name"] in repr(path)
+
+
+def test_names_are_what_from_config_builds():
+    assert set(schedules.names()) >= {"linear", "trigonometric", "variance_preserving"}
+    for name in schedules.names():
+        assert schedules.from_config({"name": name}).config["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "says"),
+    [
+        ({"name": "liner"}, UnknownName, "linear"),
+        ({"name": 3}, UnknownName, "linear"),
+        ({"theta": 1.0}, OptionError, '"name"'),
+        ({"name": "trigonometric", "teta": 1.0}, UnknownName, "theta"),
+        ({"name": "trigonometric", "theta": 4.0}, OptionError, "4.0"),
+    ],
+)
+def test_a_bad_config_is_named(config, error, says):
+    with pytest.raises(error, match=says):
+        schedules.from_config(config)
+
+
+@pytest.mark.parametrize("theta", [0.0, -1.0, math.pi, math.nan])
+def test_a_bad_angle_is_refused(theta):
+    with pytest.raises(OptionError, match="theta"):
+        schedules.trigonometric(theta)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 20.0), (0.1, -1.0), (0.1, math.inf), (math.nan, 20.0)])
+def test_bad_rates_are_refused(rates):
+    with pytest.raises(OptionError, match="beta_m"):
+        schedules.variance_preserving(*rates)
+
+
+# Schedule
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
+@pytest.mark.parametrize(
+    ("function", "slope"),
+    [
+        (lambda t: 0.7, lambda t: 0 * t),
+        (lambda t: 2, lambda t: 0 * t),
+        (lambda t: torch.tensor(0.7, dtype=torch.float64), lambda t: 0 * t),
+        (lambda t: torch.exp(2 * t) + 1, lambda t: 2 * torch.exp(2 * t)),
+        (lambda t: torch.where(t < 0.5, t**2, t - 0.25), lambda t: torch.where(t < 0.5, 2 * t, 1)),
+    ],
+)
+def test_a_callable_is_differentiated_at_any_shape(function, slope, shape):
+    t = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    schedule = Schedule(function)
+    value, derivative, product = schedule.jet(t)
+    assert value.shape == derivative.shape == product.shape == t.shape
+    assert value.dtype == derivative.dtype == torch.float64
+    torch.testing.assert_close(value, torch.as_tensor(function(t)).double().expand(shape))
+    torch.testing.assert_close(derivative, slope(t).double(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(schedule.times_derivative(t), value * derivative, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "end", "product"),
+    [
+        (lambda t: torch.sqrt(1 - t), 1.0, -0.5),
+        (lambda t: torch.sqrt(t * (1 - t)), 0.0, 0.5),
+        (lambda t: torch.sqrt(t * (1 - t)), 1.0, -0.5),
+        (lambda t: torch.sqrt(torch.sin(2 * t)), 0.0, 1.0),
+        (lambda t: torch.sqrt(-torch.expm1(-9.95 * (1 - t) ** 2 - 0.1 * (1 - t))), 1.0, -0.05),
+    ],
+)
+def test_the_product_is_finite_at_a_vertical_tangent(function, end, product):
+    """To 1e-8: h^2 times a third derivative of f^2 / 2 of up to 100, with h = 1e-5."""
+    t = at([end, 0.4])
+    schedule = Schedule(function)
+    assert schedule.derivative(t)[0].isinf()
+    assert schedule.times_derivative(t)[0].item() == pytest.approx(product, abs=1e-8)
+    assert schedule.times_derivative(at(end)).item() == pytest.approx(product, abs=1e-8)
+    assert torch.sign(schedule.derivative(at(end))).item() == math.copysign(1, product)
+    inside = schedule(t)[1] * schedule.derivative(t)[1]
+    assert schedule.times_derivative(t)[1] == inside
+
+
+def test_a_root_of_a_square_keeps_its_slope():
+    """|cos(pi t / 2)| written sqrt(1 - sin^2): autograd's 0 times infinity at t = 1 is -pi / 2.
+
+    To 1e-5: what 1 - sin^2 loses to cancellation at 1 - 1e-5, 1e-16 / 2.5e-10, and as much again.
+    """
+    schedule = Schedule(lambda t: torch.sqrt(1 - torch.sin(HALF_PI * t) ** 2))
+    assert schedule.derivative(at(1.0)).item() == pytest.approx(-HALF_PI, rel=1e-5)
+    assert schedule.times_derivative(at(1.0)).item() == 0.0
+
+
+def test_a_vertical_tangent_away_from_zero_is_told_as_it_is():
+    schedule = Schedule(lambda t: 1 - torch.sqrt(t))
+    assert schedule.jet(at(0.0)) == (1.0, -math.inf, -math.inf)
+
+
+def test_given_derivatives_are_used():
+    schedule = Schedule(torch.sqrt, lambda t: 0.5 / torch.sqrt(t), lambda t: 0.5)
+    assert schedule.derivative(at(0.0)).item() == math.inf
+    assert schedule.times_derivative(at(0.0)).item() == 0.5
+    assert schedule.jet(at(0.0))[2].item() == 0.5
+
+
+def test_a_learned_schedule_passes_gradients_through_value_and_slope():
+    """d/dp of t^p and of p t^(p - 1), by the closed forms."""
+    p = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    schedule, t = Schedule(lambda t: t**p), at(0.3)
+    value, slope, _ = schedule.jet(t)
+    (by_value,) = torch.autograd.grad(value, p, retain_graph=True)
+    (by_slope,) = torch.autograd.grad(slope, p)
+    log = math.log(0.3)
+    assert by_value.item() == pytest.approx(0.3**2 * log, rel=1e-14)
+    assert by_slope.item() == pytest.approx(0.3 + 2 * 0.3 * log, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda t: t.float(), "float32"),
+        (lambda t: t[:2], r"shape \(2,\)"),
+        (lambda t: "t", "str"),
+        (lambda t: torch.ones_like(t, dtype=torch.int64), "int64"),
+    ],
+)
+def test_what_a_schedule_returns_is_checked(function, says):
+    with pytest.raises(ScheduleError, match=says):
+        Schedule(function)(torch.rand(3, dtype=torch.float64))
