@@ -348,6 +348,12 @@ class PathODE(_PathTerm):
         """
         _check_times(t0, t1)
         _check_start(self.path, self.view, min(t0, t1))
+        late = self.path.coefficients(host(max(t0, t1)))
+        if self.view == "base" and self.path.gamma is not None and late.alpha <= _NEGLIGIBLE:
+            raise TimeError(
+                f"a model of the base says nothing of the noise at t = {max(t0, t1):g}, where alpha is "
+                "0 and x0 has left x. Stay below it, e.g. t=(0.001, 0.999)."
+            )
         if self.view == "data" and t1 < t0 and self.clean(t0):
             raise TimeError(
                 f"a model of the data says nothing of the noise at t = {t0:g}, where sigma is 0. "
@@ -366,13 +372,12 @@ class PathODE(_PathTerm):
         return lambda t, x: self.as_view("velocity", t.double(), x, cond)
 
     def slope(self, cond: Cond) -> Field:
-        """dy/dtau as a function of (tau, y), in the term's coordinates."""
+        """dy/dtau as a function of (t, y): y in the term's coordinates, t the caller's time."""
         at = self.coordinates
         if at is None:
             return self.bind(cond)
 
-        def field(tau: Tensor, y: Tensor) -> Tensor:
-            t = at.time(tau)
+        def field(t: Tensor, y: Tensor) -> Tensor:
             x = spread(at.scale(t), y) * y
             value = self.call(t, x, cond)
             if self.view in ("noise", "data"):

@@ -103,6 +103,13 @@ def _time_maker(
     return lambda times: torch.tensor(times, dtype=dtype, device=device).unbind()
 
 
+def _clock_reader(
+    at: Coordinates, device: torch.device
+) -> Callable[[list[float]], tuple[Tensor, ...]]:
+    """From readings of the clock to t, many at once: an inverse without a closed form is a search."""
+    return lambda taus: at.time(host(taus)).to(device).unbind()
+
+
 def _problem(
     x: Tensor, y: Tensor, saves: list[float], field: Callable[[Tensor, Tensor], Tensor],
     exact_time: bool, backend: str,
@@ -138,6 +145,8 @@ def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observ
     slope = term.slope(request.cond)
     problem = _problem(x, y, marks, slope, term.exact_time, request.backend)
     taus = [tau[t] for t in grid] if grid is not None else None
+    if at is not None:
+        problem.times = _clock_reader(at, x.device)
     goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
     method = request.method
     engine: Engine = _ENGINES[request.backend]

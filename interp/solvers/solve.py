@@ -111,11 +111,11 @@ def _request(
 ) -> Request:  # fmt: skip
     _check_kind(term, method)
     _check_state(x)
-    _check_tolerances(rtol, atol, x.dtype)
     _check_options(method, options)
     ends = grids.interval(t)
     term.check(*ends)
     times = grids.grid_times(steps, grid, ends)
+    _check_tolerances(rtol, atol, x.dtype if times is None else None)
     if times is None and not method.adaptive:
         raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
     asked = grids.save_times(save_at, ends)
@@ -160,10 +160,13 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x is NaN or infinite in rows {rows[:8]}. Give a finite state.")
 
 
-def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype) -> None:
+def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype | None) -> None:
+    """Refuse what is no tolerance; warn of one below the rounding of ``dtype``, if steps adapt."""
     rtol, atol = real("rtol", rtol), real("atol", atol)
     if rtol == 0 and atol == 0:
         raise OptionError("rtol and atol are both 0, which no step can meet. Raise one of them.")
+    if dtype is None:
+        return
     rounding = torch.finfo(dtype).eps
     if rtol < rounding and atol < rounding:
         warnings.warn(

