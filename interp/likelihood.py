@@ -117,7 +117,11 @@ def _flow(term: Any, cond: Mapping[str, Any], t: tuple[float, float]) -> _Flow:
         return _Flow(slope, t, (1.0, 1.0))
     ends = [torch.tensor(end, dtype=torch.float64) for end in t]
     tau, scale = ([float(f(end)) for end in ends] for f in (at.tau, at.scale))
-    return _Flow(lambda now, y: slope(now.double(), y), (tau[0], tau[1]), (scale[0], scale[1]))
+
+    def field(now: Tensor, y: Tensor) -> Tensor:
+        return slope(at.time(now.double()), y)
+
+    return _Flow(field, (tau[0], tau[1]), (scale[0], scale[1]))
 
 
 def _base(term: Any, base: Law | None) -> Law:

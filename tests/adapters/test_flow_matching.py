@@ -94,7 +94,9 @@ def test_samples_follow_the_flow_of_the_base(exact, options):
     torch.testing.assert_close(x, M + S * z, atol=3e-3, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "euler_maruyama", "steps": 16, "diffusion": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "euler_maruyama", "steps": 16, "diffusion": 0.5}]
+)
 def test_chunks_make_up_the_whole(exact, options):
     whole = exact.sample(7, seed=9, **options)
     parts = [exact.sample(n, seed=9, first_row=first, **options) for first, n in ((0, 3), (3, 4))]

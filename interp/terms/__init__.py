@@ -1,0 +1,28 @@
+"""What can be integrated: an ODE or an SDE, made by hand or from a path and a model.
+
+A term made from a path is integrated in the coordinates in which its view is regular:
+
+    view                  state      clock         equation          sampling ends at
+    velocity              x          t             dx/dt = v         t = 1
+    noise, score, base    x / beta   sigma / beta  dy/dtau = n       0
+    data                  x / sigma  beta / sigma  dy/dtau = D       infinity, by a first-order step
+
+(Karras, Aittala, Aila, Laine, arXiv 2206.00364, eq. 4, is the second row; both follow from
+x = beta D + sigma n along the probability flow.) Steps, stages and tolerances are taken there, and
+no conversion divides by zero.
+"""
+
+from __future__ import annotations
+
+from .by_hand import ODE, SDE
+from .coordinates import Coordinates, DataClock, NoiseClock
+from .model import TIMES, Cond, Field, Model, told
+from .ode import PathODE
+from .sde import PathSDE, Steps
+
+Term = ODE | SDE | PathODE | PathSDE
+
+__all__ = [
+    "ODE", "SDE", "TIMES", "Cond", "Coordinates", "DataClock", "Field", "Model", "NoiseClock",
+    "PathODE", "PathSDE", "Steps", "Term", "told",
+]  # fmt: skip

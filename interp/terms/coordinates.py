@@ -1,0 +1,72 @@
+"""The coordinates in which a view is regular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..interpolant import Interpolant
+
+
+class Coordinates(Protocol):
+    """A clock tau(t) and a scale c(t) in which x = c y, and y(tau) is integrated."""
+
+    def tau(self, t: Tensor) -> Tensor:
+        """The clock at t, float64."""
+        ...
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The t at which the clock shows tau."""
+        ...
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What y is multiplied by to give x."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoiseClock:
+    """tau = sigma / beta and x = beta y."""
+
+    path: Interpolant
+
+    def tau(self, t: Tensor) -> Tensor:
+        """Sigma / beta."""
+        return self.path.noise_scale(t)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The inverse of sigma / beta."""
+        return _time_at(self.path, -2 * tau.log())
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Beta."""
+        return self.path.beta(t)
+
+
+@dataclass(frozen=True)
+class DataClock:
+    """tau = beta / sigma and x = sigma y."""
+
+    path: Interpolant
+
+    def tau(self, t: Tensor) -> Tensor:
+        """Beta / sigma."""
+        return 1 / self.path.noise_scale(t)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The inverse of beta / sigma."""
+        return _time_at(self.path, 2 * tau.log())
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Sigma."""
+        return self.path.coefficients(t).sigma
+
+
+def _time_at(path: Interpolant, log_snr: Tensor) -> Tensor:
+    # A clock that has gone through a logarithm and back may miss an end by its last bit.
+    low, high = path.log_snr(0.0), path.log_snr(1.0)
+    return path.time_at_log_snr(torch.minimum(torch.maximum(log_snr, low), high))

@@ -1,0 +1,118 @@
+"""What the terms of a path share: a path, a model of one view, and what the model is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import views
+from ..arguments import host, like
+from ..errors import OptionError, TimeError, UndeterminedView, UnknownName
+
+if TYPE_CHECKING:
+    from ..interpolant import Interpolant
+
+Field = Callable[[Tensor, Tensor], Tensor]
+Model = Callable[..., Tensor]
+Cond = Mapping[str, Any]
+
+#: What a model may want to be told instead of t.
+TIMES = ("t", "noise", "sigma", "log_snr")
+
+#: Sigma or alpha below this at an end is taken for the zero that it is meant to be.
+NEGLIGIBLE = 1e-12
+
+
+def bound(function: Model, cond: Cond) -> Field:
+    """``function`` with its conditions; itself where it has none, so that no frame is added."""
+    return (lambda t, x: function(t, x, **cond)) if cond else function
+
+
+def check_callable(what: str, function: object) -> None:
+    if not callable(function):
+        kind = type(function).__name__
+        raise OptionError(f"the {what} is a {kind}, not a function. Give {what}(t, x).")
+
+
+def _check_time_name(time: object) -> None:
+    indexed = isinstance(time, tuple) and len(time) == 2 and time[0] == "index"
+    if indexed and isinstance(time[1], int) and time[1] > 0:  # type: ignore[index]
+        return
+    if time not in TIMES:
+        raise UnknownName.of("time convention", time, [*TIMES, '("index", n)'])
+
+
+def told(path: Interpolant, time: str | tuple[str, int], t: Tensor) -> Tensor:
+    """What a model of the convention ``time`` is told at t, float64.
+
+    "t": t; "noise": 1 - t; "sigma": sigma / beta; "log_snr": 2 log(beta / sigma);
+    ("index", n): n (1 - t) - 1, an exact integer at the nodes t = 1 - (k + 1) / n of a table.
+    """
+    if time == "t":
+        return t
+    if time == "noise":
+        return 1 - t
+    if time == "sigma":
+        return path.noise_scale(t)
+    if time == "log_snr":
+        return path.log_snr(t)
+    n = int(time[1])
+    index = n * (1 - t) - 1
+    nearest = index.round()
+    return torch.where((index - nearest).abs() < 1e-9 * n, nearest, index)
+
+
+def _check_view(path: Interpolant, view: object) -> None:
+    if view not in views.VIEWS:
+        raise UnknownName.of("view", view, views.VIEWS)
+    if not path.gaussian_base and view != "velocity":
+        raise UndeterminedView(
+            f"a model of the {view} does not determine the velocity of this path, whose base is not "
+            'Gaussian. Give a model of the velocity (view="velocity").'
+        )
+
+
+def check_times(t0: float, t1: float) -> None:
+    for t in (t0, t1):
+        if not 0 <= t <= 1:
+            raise TimeError(
+                f"t = {t!r} is outside [0, 1], where this term's path lives. Give an interval inside "
+                "[0, 1], e.g. t=(0.0, 1.0)."
+            )
+
+
+def check_start(path: Interpolant, view: str, t: float) -> None:
+    """Refuse noise-like views where beta vanishes."""
+    if view in ("noise", "score", "base") and float(path.beta(host(t))) <= 0:
+        raise TimeError(
+            f"a model of the {view} says nothing of the data at t = {t:g}, where beta is 0. The first "
+            "usable t is any above it: start from N(0, sigma(t)^2) there, e.g. t=(0.001, 1.0)."
+        )
+
+
+class PathTerm:
+    """What the terms of a path share: the path, a model of one view, and what it is told."""
+
+    def __init__(
+        self, path: Interpolant, model: Model, view: str, time: str | tuple[str, int]
+    ) -> None:
+        check_callable("model", model)
+        _check_view(path, view)
+        _check_time_name(time)
+        self.path, self.model, self.view, self.time = path, model, view, time
+
+    def call(self, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
+        """The model at t (float64) and x, told the time that it wants, in x's dtype."""
+        time = told(self.path, self.time, t).to(x.dtype)
+        return like(self.model(time, x, **cond), x, "the model")
+
+    def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
+        """The data estimate E[x1 | x] at t."""
+        return self.as_view("data", host(t), x, cond)
+
+    def as_view(self, target: str, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
+        """The model's view converted to ``target``, at x and t."""
+        return self.path.convert(self.call(t, x, cond), self.view, target, x, t)

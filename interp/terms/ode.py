@@ -1,0 +1,111 @@
+"""The probability flow of a path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .. import views
+from ..arguments import host, spread
+from ..errors import TimeError
+from .coordinates import Coordinates, DataClock, NoiseClock
+from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times
+
+if TYPE_CHECKING:
+    from ..interpolant import Interpolant
+
+
+class PathODE(PathTerm):
+    """The probability flow of a path, dx/dt = E[dI/dt | I_t = x], from a model of any view.
+
+    Args:
+        path: the path.
+        model: model(t, x, **cond) -> tensor like x.
+        view: what the model returns: "velocity", "score", "noise", "data" or "base".
+        time: what the model is told; see `told`.
+
+    Raises:
+        UnknownName: a view or time convention that does not exist.
+        UndeterminedView: a view that does not tell the velocity of this path.
+    """
+
+    def __init__(
+        self,
+        path: Interpolant,
+        model: Model,
+        view: str = "velocity",
+        time: str | tuple[str, int] = "t",
+    ) -> None:
+        super().__init__(path, model, view, time)
+
+    kind = "ode"
+
+    @property
+    def exact_time(self) -> bool:
+        """Whether the field needs t in float64 rather than in x's dtype."""
+        return self.view != "velocity" or self.time != "t"
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """Where the view is regular; None for (x, t) itself."""
+        if self.view == "velocity":
+            return None
+        return DataClock(self.path) if self.view == "data" else NoiseClock(self.path)
+
+    def check(self, t0: float, t1: float) -> None:
+        """Refuse an interval on which the view does not tell the flow.
+
+        Raises:
+            TimeError: outside [0, 1], or a start where the view is silent.
+        """
+        check_times(t0, t1)
+        check_start(self.path, self.view, min(t0, t1))
+        late = self.path.coefficients(host(max(t0, t1)))
+        if self.view == "base" and self.path.gamma is not None and late.alpha <= NEGLIGIBLE:
+            raise TimeError(
+                f"a model of the base says nothing of the noise at t = {max(t0, t1):g}, where alpha is "
+                "0 and x0 has left x. Stay below it, e.g. t=(0.001, 0.999)."
+            )
+        if self.view == "data" and t1 < t0 and self.clean(t0):
+            raise TimeError(
+                f"a model of the data says nothing of the noise at t = {t0:g}, where sigma is 0. "
+                "Start a little below it, e.g. t=(0.999, 0.0)."
+            )
+
+    def clean(self, t: float) -> bool:
+        """Whether sigma vanishes at t."""
+        sigma = self.path.coefficients(host(t)).sigma
+        return float(sigma) <= NEGLIGIBLE
+
+    def bind(self, cond: Cond) -> Field:
+        """The velocity as a function of (t, x)."""
+        if self.view == "velocity" and self.time == "t":
+            return bound(self.model, cond)
+        return lambda t, x: self.as_view("velocity", t.double(), x, cond)
+
+    def slope(self, cond: Cond) -> Field:
+        """dy/dtau as a function of (t, y): y in the term's coordinates, t the caller's time."""
+        at = self.coordinates
+        if at is None:
+            return self.bind(cond)
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            x = spread(at.scale(t), y) * y
+            value = self.call(t, x, cond)
+            if self.view in ("noise", "data"):
+                return value
+            _, q = views.weights(self.path.coefficients(t), self.view, "noise")
+            return spread(q, value) * value
+
+        return field
+
+    def first_order(self, t: Tensor, r: Tensor, x: Tensor, data: Tensor) -> Tensor:
+        """x carried from t to r as if the data estimate did not change: exact where it does not.
+
+        x_r = (sigma_r / sigma_t) x + (beta_r - beta_t sigma_r / sigma_t) D: DDIM (Song, Meng,
+        Ermon, arXiv 2010.02502).
+        """
+        k, k_r = self.path.coefficients(t), self.path.coefficients(r)
+        kept = k_r.sigma / k.sigma
+        return spread(kept, x) * x + spread(k_r.beta - k.beta * kept, x) * data

@@ -1,0 +1,211 @@
+"""The SDEs of a path: its marginals, and any amount of noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import views
+from ..arguments import host, like, spread
+from ..errors import OptionError, TimeError, UndeterminedView, UnknownName, Unsupported
+from ..scalar import Schedule
+from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times, told
+
+if TYPE_CHECKING:
+    from ..interpolant import Interpolant
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A recurrence x_new = a x + b f(t, x) + s dW: one number of each a step."""
+
+    a: list[float]
+    b: list[float]
+    s: list[float]
+
+
+class PathSDE(PathTerm):
+    """The SDE dX = (v + (eps^2 / 2) s) dt + eps dW, with the marginals of the path for every eps.
+
+    Where one view tells data and noise (a Gaussian base, no score of its own) a step is exact for a
+    data estimate that does not change over it, with zeta a normal:
+
+        x_r = A x + (beta_r - A beta_t) D + sigma_r sqrt(1 - exp(-2 K)) zeta,
+        A = (sigma_r / sigma_t) exp(-K),   K = int_t^r eps^2 / (2 sigma^2) dt.
+
+    So it is stable where sigma vanishes and regular where G is infinite; eps = 0 is DDIM, and
+    "reverse" the ancestral step of DDPM (Ho, Jain, Abbeel, arXiv 2006.11239). Otherwise the step is
+    Euler-Maruyama on velocity and score as they are given.
+
+    Args:
+        path, model, time: as for an ODE.
+        view: one view, or ("velocity", "score") with a model that returns both.
+        diffusion: eps: a number, a function of t (elementwise, float64), or "reverse": the G of the
+            noising SDE, G^2 = sigma^2 dlambda/dt, lambda the log-SNR.
+        score: a model of the score, where the first one does not tell it.
+
+    Raises:
+        UnknownName, OptionError: a view, time or diffusion that does not exist.
+        UndeterminedView: where nothing tells the score.
+    """
+
+    def __init__(
+        self,
+        path: Interpolant,
+        model: Model,
+        view: str | tuple[str, ...] = "velocity",
+        time: str | tuple[str, int] = "t",
+        *,
+        diffusion: float | str | Callable[[Tensor], Tensor | float],
+        score: Model | None = None,
+    ) -> None:
+        self.pair = not isinstance(view, str) and tuple(view) == ("velocity", "score")
+        super().__init__(path, model, "velocity" if self.pair else view, time)  # type: ignore[arg-type]
+        if not self.pair and score is None and not path.gaussian_base:
+            raise UndeterminedView(
+                "the velocity alone does not determine the score of a path whose base is not Gaussian."
+                ' Give score=a model of it, or view=("velocity", "score") with a model of both.'
+            )
+        if score is not None and (self.pair or view != "velocity"):
+            raise OptionError(
+                f"view={view!r} and a score of its own contradict each other. With score=, the model "
+                'is one of the velocity: view="velocity".'
+            )
+        self.score = score
+        self.diffusion = diffusion
+        self._eps = self._schedule(diffusion)
+
+    @staticmethod
+    def _schedule(diffusion: object) -> Schedule | None:
+        """Eps as a schedule, None for "reverse"."""
+        if diffusion == "reverse":
+            return None
+        if isinstance(diffusion, str):
+            raise UnknownName.of("diffusion", diffusion, ("reverse",))
+        if callable(diffusion):
+            return Schedule(diffusion)
+        number = isinstance(diffusion, (int, float)) and not isinstance(diffusion, bool)
+        if not number or not math.isfinite(diffusion) or diffusion < 0:  # type: ignore[arg-type, operator]
+            raise OptionError(
+                f"diffusion={diffusion!r} is not a size. Give a finite number, zero or more, a "
+                'function of t, or "reverse".'
+            )
+        return Schedule(lambda t: float(diffusion))  # type: ignore[arg-type]
+
+    kind = "sde"
+
+    @property
+    def exact_time(self) -> bool:
+        """Whether the drift needs t in float64 rather than in x's dtype."""
+        return not self.exponential or self.time != "t"
+
+    @property
+    def exponential(self) -> bool:
+        """Whether steps are exact for a constant data estimate."""
+        return self.score is None and not self.pair
+
+    def check(self, t0: float, t1: float) -> None:
+        """Refuse an interval on which the view does not tell the drift.
+
+        Raises:
+            TimeError: outside [0, 1], or a start where the view is silent.
+        """
+        check_times(t0, t1)
+        if self.exponential:
+            check_start(self.path, self.view, min(t0, t1))
+            at = host(t0)
+            if float(self.path.coefficients(at).sigma) <= NEGLIGIBLE:
+                raise TimeError(
+                    f"the SDE cannot start at t = {t0:g}, where sigma is 0 and x says nothing of the "
+                    "noise. Start a little below it, e.g. t=(0.999, 0.0)."
+                )
+
+    def eps(self, t: Tensor) -> Tensor:
+        """eps(t), float64.
+
+        Raises:
+            OptionError: where it is negative or not finite.
+        """
+        if self._eps is None:
+            k = self.path.coefficients(t)
+            squared = 2 * (k.sigma**2 * k.dbeta / k.beta - k.sigma_dsigma)
+            return squared.clamp(min=0).sqrt()
+        eps = self._eps(t)
+        bad = ~((eps >= 0) & eps.isfinite())
+        if bad.any():
+            raise OptionError(
+                f"diffusion({t[bad][0].item():g}) is {eps[bad][0].item()!r}. Give a function that is "
+                "finite and not negative on [0, 1]."
+            )
+        return eps
+
+    def drift_field(self, cond: Cond) -> Field:
+        """What the steps call: the model itself, or velocity + (eps^2 / 2) score."""
+        if self.exponential:
+            if self.time == "t":
+                return bound(self.model, cond)
+            return lambda t, x: self.call(t.double(), x, cond)
+
+        def drift(t: Tensor, x: Tensor) -> Tensor:
+            t = t.double()
+            if self.score is None:
+                v, s = self.model(told(self.path, self.time, t).to(x.dtype), x, **cond)
+                v, s = like(v, x, "the velocity"), like(s, x, "the score")
+            else:
+                v, s = self.call(t, x, cond), self.score(t.to(x.dtype), x, **cond)
+            weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
+            return v + weighted
+
+        return drift
+
+    def steps(self, grid: list[float]) -> Steps:
+        """The recurrence on a grid of times.
+
+        Raises:
+            Unsupported: a time at which "reverse" is infinite, where steps are not exponential.
+        """
+        times = host(grid)
+        t, r = times[:-1], times[1:]
+        if not self.exponential:
+            eps = self.eps(t)
+            if not eps.isfinite().all():
+                raise Unsupported(
+                    'diffusion="reverse" is infinite at the start of this path. Give a bounded eps.'
+                )
+            if (r < t).any():
+                raise Unsupported("with a score of its own the SDE runs forward in t. Reverse t.")
+            return Steps([1.0] * len(t), (r - t).tolist(), eps.tolist())
+        k, k_r = self.path.coefficients(t), self.path.coefficients(r)
+        damping = self._damping(t, r)
+        kept = (k_r.sigma / k.sigma) * torch.exp(-damping)
+        noise = k_r.sigma * torch.sqrt(-torch.expm1(-2 * damping))
+        clean = k_r.sigma <= NEGLIGIBLE  # nothing of x or the noise is left there
+        kept, noise = (torch.where(clean, 0.0, v) for v in (kept, noise))
+        to_data = k_r.beta - kept * k.beta
+        a, b = kept, to_data
+        if self.view != "data":
+            p, q = views.weights(k, self.view, "data")
+            a, b = kept + to_data * (0.0 if p is None else p), to_data * q
+        return Steps(a.tolist(), b.tolist(), (noise / (r - t).abs().sqrt()).tolist())
+
+    def _damping(self, t: Tensor, r: Tensor) -> Tensor:
+        """K = |int_t^r eps^2 / (2 sigma^2) dt|, by Gauss-Legendre where it is no closed form."""
+        if self._eps is None:
+            return (self.path.log_snr(r) - self.path.log_snr(t)).abs() / 2
+        nodes, weights = _gauss_legendre(16)
+        at = t[:, None] + (r - t)[:, None] * nodes
+        rate = self.eps(at) ** 2 / (2 * self.path.coefficients(at).sigma ** 2)
+        return ((r - t).abs()[:, None] * weights * rate).sum(1)
+
+
+def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]."""
+    import numpy as np
+
+    x, w = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
