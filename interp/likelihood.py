@@ -112,14 +112,15 @@ class _Flow(NamedTuple):
 def _flow(term: Any, cond: Mapping[str, Any], t: tuple[float, float]) -> _Flow:
     """The flow of ``term`` in the coordinates in which it is regular."""
     term.check(*t)
-    slope, at = term.slope(cond), term.coordinates
+    at, slope = term.coordinates, term.slope(cond)
     if at is None:
         return _Flow(slope, t, (1.0, 1.0))
     ends = [torch.tensor(end, dtype=torch.float64) for end in t]
     tau, scale = ([float(f(end)) for end in ends] for f in (at.tau, at.scale))
 
     def field(now: Tensor, y: Tensor) -> Tensor:
-        return slope(at.time(now.double()), y)
+        velocity: Tensor = slope(at.time(now.double()), y)
+        return velocity
 
     return _Flow(field, (tau[0], tau[1]), (scale[0], scale[1]))
 

@@ -16,20 +16,25 @@ def at(t):
     return torch.tensor(t, dtype=torch.float64)
 
 
-A, B, C = at([[1.0, 0.3], [0.3, 0.5]]), at([[0.4, -0.2], [-0.2, 0.9]]), at([0.3, 1.2])
-WEIGHTS, MEANS = at([0.3, 0.5, 0.2]), at([[1.0, 2.0], [-1.0, 0.0], [0.5, -1.5]])
+# Three dimensions: in two, the eigenvectors of a matrix may make a symmetric matrix of their own.
+A = at([[1.0, 0.3, 0.1], [0.3, 0.5, -0.2], [0.1, -0.2, 0.8]])
+B = at([[0.4, -0.2, 0.0], [-0.2, 0.9, 0.3], [0.0, 0.3, 0.6]])
+C = at([0.3, 1.2, 0.7])
+WEIGHTS, MEANS = at([0.3, 0.5, 0.2]), at([[1.0, 2.0, 0.0], [-1.0, 0.0, 1.0], [0.5, -1.5, -1.0]])
+STARTS = at([[2.0, 0.0, 0.5], [-1.0, 1.0, -0.5]])
 
 TARGETS = {
     "mixture": Mixture(WEIGHTS, MEANS, [A, B, C]),
     "diagonal mixture": Mixture([0.4, 0.6], MEANS[:2], [C, 0.2]),
+    "isotropic mixture": Mixture([0.4, 0.6], MEANS[:2], [0.4, 1.3]),
     "matrix": Gaussian(MEANS[0], A),
     "diagonal": Gaussian(MEANS[1], C),
 }
 BASES = {
     "standard": None,
-    "mixture base": Mixture([0.5, 0.5], at([[2.0, 0.0], [-1.0, 1.0]]), [B, A]),
-    "isotropic base": Mixture([0.3, 0.7], at([[2.0, 0.0], [-1.0, 1.0]]), [0.5, 1.5]),
-    "diagonal base": Gaussian(at([0.5, -0.5]), at([0.7, 1.1])),
+    "mixture base": Mixture([0.5, 0.5], STARTS, [B, A]),
+    "isotropic base": Mixture([0.3, 0.7], STARTS, [0.5, 1.5]),
+    "diagonal base": Gaussian(at([0.5, -0.5, 0.0]), at([0.7, 1.1, 0.9])),
 }
 PATHS = {
     "linear": schedules.linear(),
@@ -41,7 +46,7 @@ PATHS = {
 
 def points(n=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return 1.5 * torch.randn(n, 2, dtype=torch.float64, generator=generator)
+    return 1.5 * torch.randn(n, 3, dtype=torch.float64, generator=generator)
 
 
 # The laws
@@ -72,7 +77,7 @@ def test_covariances_come_back_as_matrices():
     assert torch.equal(Gaussian(0.5, 0.25).mean, at([0.5]))
     assert torch.equal(Gaussian(0.5, 0.25).cov, at([[0.25]]))
     assert torch.equal(Gaussian(0.5, [1.0, 2.0]).mean, at([0.5, 0.5]))
-    assert Gaussian(MEANS[0], 2.0).dim == 2
+    assert Gaussian(MEANS[0], 2.0).dim == 3
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -100,12 +105,12 @@ def test_samples_fall_to_the_components_by_weight():
 def test_samples_are_numbered_rows_of_their_seed():
     target = TARGETS["mixture"]
     whole = target.sample(7, seed=4)
-    assert whole.shape == (7, 2)
+    assert whole.shape == (7, 3)
     assert whole.dtype == torch.float32
     assert torch.equal(whole, target.sample(7, seed=4))
     assert torch.equal(whole[3:], target.sample(4, seed=4, first_row=3))
     assert not torch.equal(whole, target.sample(7, seed=5))
-    assert target.sample(0, seed=4).shape == (0, 2)
+    assert target.sample(0, seed=4).shape == (0, 3)
 
 
 # Along a path
@@ -169,8 +174,9 @@ def test_density_and_velocity_obey_the_continuity_equation(name, target, base):
     for t in (0.2, 0.55, 0.9):
         x = points(4).requires_grad_()
         v = field(t, x)
-        columns = [torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0] for i in (0, 1)]
-        divergence = columns[0][:, 0] + columns[1][:, 1]
+        divergence = sum(
+            torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(3)
+        )
         log_rho = target.marginal(path, t, base=base).log_prob(x)
         (gradient,) = torch.autograd.grad(log_rho.sum(), x)
         change = sum(
@@ -261,7 +267,7 @@ def test_near_the_ends_a_gaussian_is_right_to_the_last_digits():
 
 
 def test_a_standard_base_given_is_the_standard_base():
-    given = Gaussian(torch.zeros(2), 1.0)
+    given = Gaussian(torch.zeros(3), 1.0)
     for path in PATHS.values():
         for t in (0.0, 0.4, 1.0):
             for target in TARGETS.values():
@@ -284,12 +290,12 @@ def test_marginals_carry_their_kind():
     path = schedules.linear()
     half = TARGETS["matrix"].marginal(path, 0.5)
     assert isinstance(half, Gaussian)
-    torch.testing.assert_close(half.cov, 0.25 * A + 0.25 * torch.eye(2).double())
+    torch.testing.assert_close(half.cov, 0.25 * A + 0.25 * torch.eye(3).double())
     torch.testing.assert_close(half.mean, 0.5 * MEANS[0])
     mixture = TARGETS["mixture"].marginal(path, 0.5, base=BASES["mixture base"])
     assert len(mixture.weights) == 6
     assert mixture.weights.sum().item() == pytest.approx(1.0, rel=1e-15)
-    assert mixture.sample(3, seed=0).shape == (3, 2)
+    assert mixture.sample(3, seed=0).shape == (3, 3)
 
 
 # The flow
@@ -375,7 +381,7 @@ def test_what_has_no_closed_form_is_refused():
         target.velocity(path, coupling="optimal_transport")
     with pytest.raises(OptionError, match="base="):
         target.velocity(bridge)
-    with pytest.raises(OptionError, match=r"1 dimensions.*target 2"):
+    with pytest.raises(OptionError, match=r"1 dimensions.*target 3"):
         target.velocity(path, base=Gaussian(0.0, 1.0))
     with pytest.raises(OptionError, match="base is a float"):
         target.velocity(path, base=1.0)
@@ -395,4 +401,4 @@ def test_an_infinite_velocity_is_refused_where_it_is():
 
 
 def test_a_target_shows_its_size():
-    assert "2 dimensions" in repr(TARGETS["mixture"])
+    assert "3 dimensions" in repr(TARGETS["mixture"])

@@ -15,7 +15,7 @@ from interp import exact, schedules
 from interp.errors import DataError, FieldError, OptionError, TimeError, UnknownName, Unsupported
 from interp.likelihood import bits_per_dim, dequantise, level_width
 
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}  # integrated over [0, 1]: errors of some 1e-8
+TIGHT = {"rtol": 1e-8, "atol": 1e-8}  # integrated over [0, 1]: errors of some 1e-7
 
 
 def mixture():
@@ -24,7 +24,7 @@ def mixture():
     return exact.Mixture([0.3, 0.7], torch.stack([mean, -mean]), torch.stack([cov, cov / 2]))
 
 
-def points(n=12):
+def points(n=6):
     return mixture().sample(n, 0).double()
 
 

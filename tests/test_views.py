@@ -57,6 +57,10 @@ PATHS = {
         Interpolant(lambda t: 1 - t, lambda t: t, lambda t: torch.sqrt(t * (1 - t))),
         (lambda t: 1 - t, lambda t: t, lambda t: mp.sqrt(t * (1 - t))),
     ),
+    "straight latent": (
+        Interpolant(lambda t: 1 - t, lambda t: t, lambda t: t * (1 - t)),
+        (lambda t: 1 - t, lambda t: t, lambda t: t * (1 - t)),
+    ),
     "constant latent": (
         Interpolant(lambda t: 1 - t, lambda t: t, lambda t: 0.25),
         (lambda t: 1 - t, lambda t: t, lambda t: mp.mpf(0.25)),
@@ -160,6 +164,8 @@ LOST = {
         ("data", "base"),
     },
     ("custom root", 0.0): FROM_NOISE,
+    ("straight latent", 0.0): FROM_NOISE,
+    ("straight latent", 1.0): FROM_DATA | TO_SCORE,
     ("constant latent", 0.0): FROM_NOISE,
     # base = alpha / sigma noise is 0 at t = 1 and tells nothing.
     ("constant latent", 1.0): {("base", T) for T in VIEWS if T != "base"},
@@ -207,6 +213,16 @@ def test_a_data_share_that_starts_flat_still_has_a_score():
     torch.testing.assert_close(path.convert(velocity, "velocity", "score", x, 0.0), -x)
     with pytest.raises(UndeterminedView, match="beta is 0"):
         path.convert(velocity, "velocity", "data", x, 0.0)
+
+
+def test_a_vertical_tangent_away_from_zero_leaves_the_rest_determined():
+    """alpha = 2 (1 - sqrt(t)): at t = 0 sigma is 2 and sigma' infinite; the noise is x / 2."""
+    path = Interpolant(lambda t: 2 * (1 - torch.sqrt(t)), lambda t: t)
+    x = at([0.8, -2.0])
+    torch.testing.assert_close(path.convert(x, "data", "noise", x, 0.0), x / 2, rtol=1e-15, atol=0)
+    torch.testing.assert_close(path.convert(x, "data", "score", x, 0.0), -x / 4, rtol=1e-15, atol=0)
+    with pytest.raises(UndeterminedView, match=r"t = 0.0.*data.*velocity"):
+        path.convert(x, "data", "velocity", x, 0.0)
 
 
 @given(

@@ -97,17 +97,14 @@ def plan(
     return _plan_ode(term, x, request, observer)
 
 
-def _time_maker(
-    dtype: torch.dtype, device: torch.device
-) -> Callable[[list[float]], tuple[Tensor, ...]]:
-    return lambda times: torch.tensor(times, dtype=dtype, device=device).unbind()
-
-
-def _clock_reader(
-    at: Coordinates, device: torch.device
-) -> Callable[[list[float]], tuple[Tensor, ...]]:
+def _clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:
     """From readings of the clock to t, many at once: an inverse without a closed form is a search."""
-    return lambda taus: at.time(host(taus)).to(device).unbind()
+
+    def read(taus: list[float]) -> list[float]:
+        times: list[float] = at.time(host(taus)).tolist()
+        return times
+
+    return read
 
 
 def _problem(
@@ -122,7 +119,7 @@ def _problem(
         row=x[0].numel() if x.ndim and len(x) else x.numel() if not x.ndim else 0,
         saves=saves,
         xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
-        times=_time_maker(torch.float64 if exact_time else x.dtype, x.device),
+        time=x.new_empty((), dtype=torch.float64 if exact_time else x.dtype),
     )
 
 
@@ -146,7 +143,7 @@ def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observ
     problem = _problem(x, y, marks, slope, term.exact_time, request.backend)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
-        problem.times = _clock_reader(at, x.device)
+        problem.times = _clock_reader(at)
     goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
     method = request.method
     engine: Engine = _ENGINES[request.backend]

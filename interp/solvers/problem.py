@@ -24,7 +24,9 @@ class Problem:
         row: elements in a row of y.
         saves: times at which to save, in the order of the run.
         xs: (len(saves), *y.shape), where the saved states go.
-        times: makes the tensors of times that the field is called with.
+        time: a 0-d tensor of the dtype and device in which the field is told the time.
+        times: from readings of the run's clock to the times that the field is told; None where they
+            are one.
         diffusion: g(t, y) -> tensor like y, or None.
         observer: called with t, y and the number of evaluations after each step.
     """
@@ -34,9 +36,15 @@ class Problem:
     row: int
     saves: list[float]
     xs: Tensor
-    times: Callable[[list[float]], tuple[Tensor, ...]]
+    time: Tensor
+    times: Callable[[list[float]], list[float]] | None = None
     diffusion: Field | None = None
     observer: Observer | None = None
+
+    def told(self, clock: float) -> Tensor:
+        """What the field is told when the run's clock shows this."""
+        t = clock if self.times is None else self.times([clock])[0]
+        return self.time.new_tensor(t)
 
     @staticmethod
     def plain(result: Tensor) -> Tensor:

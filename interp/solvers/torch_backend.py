@@ -45,7 +45,7 @@ class _Run:
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         self.nfe += 1
-        return self.call(self.problem.field, self.problem.times([t])[0], y)
+        return self.call(self.problem.field, self.problem.told(t), y)
 
     def save(self, value: Tensor) -> None:
         self.kept.append(value)
@@ -292,7 +292,7 @@ def euler_maruyama(
         slope = run.slope(t, run.y)
         diffusion = None
         if problem.diffusion is not None:
-            diffusion = run.call(problem.diffusion, problem.times([t])[0], run.y)
+            diffusion = run.call(problem.diffusion, problem.told(t), run.y)
         y_end = a[i] * run.y + b[i] * slope
         if s[i] != 0:
             before = w[1] if w is not None and w[0] == t else path.at(t)

@@ -32,7 +32,7 @@ class _Counted(torch.nn.Module):
         self.nfe += 1
         start = time.perf_counter()
         given = y if y.requires_grad else y.clone()  # its own state is not the field's to write
-        result = self.problem.field(self.problem.times([float(t)])[0], given)
+        result = self.problem.field(self.problem.told(float(t)), given)
         self.field_s += time.perf_counter() - start
         result = like(result, y, "the field")
         # It keeps what it is given, and a reused buffer would change under it.
@@ -80,7 +80,7 @@ def runge_kutta(
             options["first_step"] = adaptive.first_step
     times = torch.tensor(wanted, dtype=torch.float64, device=y.device)
     if y.numel() == 0:
-        problem.field(problem.times([ends[0]])[0], y)
+        problem.field(problem.told(ends[0]), y)
         return _report(field, y, "done", ends[0], 0)
     try:
         states = torchdiffeq.odeint(field, y, times, method=peer, options=options, **tolerances)

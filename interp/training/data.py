@@ -193,7 +193,7 @@ def _read(file: Path) -> NDArray[np.uint8]:
 
 def _npz(path: Path) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = list(arrays.files)
             if not names:
                 raise DataError(f"{path} holds no array. Save the images as an array 'x'.")

@@ -34,12 +34,65 @@ struct Problem<'py> {
     /// Times at which to save, in order, and the tensor that takes the states.
     saves: Vec<f64>,
     xs: Bound<'py, PyAny>,
-    /// `times([t, ...]) -> tensors`, one for each call of the field.
-    times: Bound<'py, PyAny>,
+    /// `times([tau, ...]) -> [t, ...]`, from the run's clock to what the field is told; None where
+    /// they are one.
+    times: Option<Bound<'py, PyAny>>,
+    /// A 0-d tensor of the dtype in which the field is told the time.
+    time: Bound<'py, PyAny>,
     /// Any kind of tensor made a contiguous one of torch's own class.
     plain: Bound<'py, PyAny>,
     /// `observer(t, x, nfe)`, called after each accepted step.
     observer: Option<Bound<'py, PyAny>>,
+}
+
+/// The tensor by which the field is told the time: one for the whole run, unless somebody keeps it.
+struct Clock<'py> {
+    torch: Torch<'py>,
+    now: Option<Now>,
+}
+
+enum Now {
+    Single(Buffer<f32>),
+    Double(Buffer<f64>),
+}
+
+impl<'py> Clock<'py> {
+    fn new(problem: &Problem<'py>) -> PyResult<Self> {
+        let (time, plain) = (&problem.time, problem.plain.clone());
+        if time.getattr("dtype")?.to_string() == "torch.float64" {
+            let torch = Torch::like::<f64>(time, plain)?;
+            let now = Some(Now::Double(torch.buffer()?));
+            Ok(Clock { torch, now })
+        } else {
+            let torch = Torch::like::<f32>(time, plain)?;
+            let now = Some(Now::Single(torch.buffer()?));
+            Ok(Clock { torch, now })
+        }
+    }
+
+    fn set(&mut self, t: f64) -> PyResult<()> {
+        self.now = match self.now.take() {
+            Some(Now::Single(buffer)) => {
+                let mut buffer = buffer.renewed(&self.torch)?;
+                buffer.as_mut().fill(t as f32);
+                Some(Now::Single(buffer))
+            }
+            Some(Now::Double(buffer)) => {
+                let mut buffer = buffer.renewed(&self.torch)?;
+                buffer.as_mut().fill(t);
+                Some(Now::Double(buffer))
+            }
+            None => None,
+        };
+        Ok(())
+    }
+
+    fn tensor(&self) -> Option<&Py<PyAny>> {
+        self.now.as_ref().map(|now| match now {
+            Now::Single(buffer) => &buffer.tensor,
+            Now::Double(buffer) => &buffer.tensor,
+        })
+    }
 }
 
 struct PySystem<'py, T> {
@@ -47,8 +100,8 @@ struct PySystem<'py, T> {
     torch: Torch<'py>,
     problem: Problem<'py>,
     outputs: Outputs<'py>,
-    times: VecDeque<Bound<'py, PyAny>>,
-    now: Option<Bound<'py, PyAny>>,
+    times: VecDeque<f64>,
+    time: Clock<'py>,
     nfe: u64,
     field_time: Duration,
     pool: Pool<T>,
@@ -60,13 +113,14 @@ impl<'py, T: Real> PySystem<'py, T> {
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
         let y = Buffer::of(&torch, &y)?;
+        let time = Clock::new(&problem)?;
         let system = PySystem {
             py,
             torch,
             problem,
             outputs,
             times: VecDeque::new(),
-            now: None,
+            time,
             nfe: 0,
             field_time: Duration::ZERO,
             pool: Pool::default(),
@@ -78,7 +132,7 @@ impl<'py, T: Real> PySystem<'py, T> {
     fn call(&mut self, function: &Bound<'py, PyAny>, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
         self.py.check_signals()?;
         let start = Instant::now();
-        let result = function.call1((self.now.as_ref(), &y.tensor));
+        let result = function.call1((self.time.tensor(), &y.tensor));
         self.field_time += start.elapsed();
         let slope = self.torch.take(result?, &self.pool)?;
         y.reclaim(&self.torch, "the field")?;
@@ -110,14 +164,18 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
     }
 
     fn announce(&mut self, times: &[f64]) -> PyResult<()> {
-        self.times = self.problem.times.call1((times.to_vec(),))?.extract::<Vec<_>>()?.into();
+        self.times = match &self.problem.times {
+            Some(read) => read.call1((times.to_vec(),))?.extract::<Vec<f64>>()?.into(),
+            None => times.to_vec().into(),
+        };
         Ok(())
     }
 
     fn slope(&mut self, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
-        self.now = Some(self.times.pop_front().ok_or_else(|| {
-            PyValueError::new_err("`times` gave fewer tensors than it was asked for")
-        })?);
+        let now = self.times.pop_front().ok_or_else(|| {
+            PyValueError::new_err("`times` gave fewer times than it was asked for")
+        })?;
+        self.time.set(now)?;
         self.nfe += 1;
         let field = self.problem.field.clone();
         self.call(&field, y)

@@ -322,30 +322,46 @@ impl<T: Real> Buffer<T> {
         Ok(buffer)
     }
 
+    /// Whether the tensor still is what it was made as: our memory is safe whatever was done to it,
+    /// but the next call must not see another tensor.
+    fn whole(&self, torch: &Torch<'_>) -> PyResult<bool> {
+        let (py, tensor) = (torch.py, self.tensor.bind(torch.py));
+        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        Ok(address == self.address
+            && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
+            && tensor.getattr(intern!(py, "dtype"))?.is(&torch.dtype)
+            && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?)
+    }
+
+    /// Whether somebody else kept a reference to the memory.
+    fn shared(&self, torch: &Torch<'_>) -> PyResult<bool> {
+        let shares = torch.shares(self.tensor.bind(torch.py), self.storage.bind(torch.py))?;
+        Ok(shares.is_none() || shares != self.shares)
+    }
+
+    /// The buffer for another use: itself, or a new one where Python did something to it or kept it.
+    pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
+        let untouched = self.whole(torch)?
+            && version(self.tensor.bind(torch.py))? == self.version
+            && !self.shared(torch)?;
+        if untouched { Ok(self) } else { torch.buffer() }
+    }
+
     /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
     /// reference to it, leave it to them and go on in a copy.
     pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
-        let py = torch.py;
-        let (tensor, storage) = (self.tensor.bind(py), self.storage.bind(py));
-        // Our memory is safe whatever was done; the next call must not see another tensor, though.
-        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let whole = address == self.address
-            && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
-            && tensor.getattr(intern!(py, "dtype"))?.is(&torch.dtype)
-            && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?;
-        if !whole {
+        if !self.whole(torch)? {
             return Err(torch.raise(format!(
                 "{who} changed the memory of the state that it was given (resized, freed or \
                  re-typed it). Work on a copy: x.clone()."
             )));
         }
-        if version(tensor)? != self.version {
+        if version(self.tensor.bind(torch.py))? != self.version {
             return Err(torch.raise(format!(
                 "{who} wrote into the state that it was given. Work on a copy: x.clone()."
             )));
         }
-        let shares = torch.shares(tensor, storage)?;
-        if shares.is_none() || shares != self.shares {
+        if self.shared(torch)? {
             let mut copy = torch.buffer::<T>()?;
             copy.as_mut().copy_from_slice(self.as_ref());
             *self = copy;
