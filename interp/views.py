@@ -20,6 +20,7 @@ c is multiplied by sigma, sigma sigma' stays finite, and the score's weight beco
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,8 @@ def weights(k: Coefficients, source: str, target: str) -> tuple[Tensor | None, T
     Raises:
         UndeterminedView: where the source at these times does not tell the target.
     """
+    if source == target:
+        return None, torch.ones_like(k.t)
     if source in _NOISE_ONLY and target in _NOISE_ONLY:
         s, T = _row(source, k, None), _row(target, k, None)
         q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.t.shape)
@@ -61,8 +64,9 @@ def weights(k: Coefficients, source: str, target: str) -> tuple[Tensor | None, T
     delta_s, delta_T = k.beta * s.c - reach * s.a, k.beta * T.c - reach * T.a
     scale = T.w * delta_s
     p, q = (T.a * s.c - T.c * s.a) / scale, delta_T * s.w / scale
-    if not (scale.abs() > 0).all():
-        p, q = _from_x_alone(k, source, target, T, reach, scale, delta_T, p, q)
+    determined = (p + q).isfinite()
+    if not determined.all():
+        p, q = _from_x_alone(k, source, target, T, reach, ~determined, delta_T, p, q)
     return p, q
 
 
@@ -90,11 +94,10 @@ def _base_share(k: Coefficients, regular: Tensor | None) -> _Number:
 
 
 def _from_x_alone(
-    k: Coefficients, source: str, target: str, T: _Row, reach: Tensor, scale: Tensor,
+    k: Coefficients, source: str, target: str, T: _Row, reach: Tensor, silent: Tensor,
     delta_T: Tensor, p: Tensor, q: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Where the source tells nothing beyond x (Delta_s = 0), a target along x is told by x."""
-    silent = ~(scale.abs() > 0)
     told, scaled = torch.as_tensor(T.a).abs() + torch.as_tensor(T.c).abs(), torch.as_tensor(T.w)
     along_x = (delta_T == 0) & (told > 0) & (scaled != 0)
     lost = silent & ~along_x
@@ -106,8 +109,11 @@ def _from_x_alone(
 
 def _undetermined(k: Coefficients, source: str, target: str, where: Tensor) -> UndeterminedView:
     where = where.expand(k.t.shape)
-    t, beta, sigma = (v[where][0].item() if v.ndim else v.item() for v in (k.t, k.beta, k.sigma))
-    if sigma == 0:
+    numbers = (k.t, k.beta, k.sigma, k.dbeta + k.dsigma)
+    t, beta, sigma, slope = (v[where][0].item() if v.ndim else v.item() for v in numbers)
+    if sigma != 0 and not math.isfinite(slope):
+        missing = "a schedule has a vertical tangent there"
+    elif sigma == 0:
         missing = "sigma is 0 there: x is the data and says nothing of the noise"
     elif beta == 0:
         missing = "beta is 0 there: x is noise and says nothing of the data"

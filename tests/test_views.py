@@ -221,7 +221,7 @@ def test_a_vertical_tangent_away_from_zero_leaves_the_rest_determined():
     x = at([0.8, -2.0])
     torch.testing.assert_close(path.convert(x, "data", "noise", x, 0.0), x / 2, rtol=1e-15, atol=0)
     torch.testing.assert_close(path.convert(x, "data", "score", x, 0.0), -x / 4, rtol=1e-15, atol=0)
-    with pytest.raises(UndeterminedView, match=r"t = 0.0.*data.*velocity"):
+    with pytest.raises(UndeterminedView, match="vertical tangent"):
         path.convert(x, "data", "velocity", x, 0.0)
 
 

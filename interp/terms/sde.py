@@ -42,6 +42,10 @@ class PathSDE(PathTerm):
     "reverse" the ancestral step of DDPM (Ho, Jain, Abbeel, arXiv 2006.11239). Otherwise the step is
     Euler-Maruyama on velocity and score as they are given.
 
+    The step is of weak order 1 where eps vanishes with sigma, as "reverse" and eps = c sigma do. With an
+    eps that stays positive at clean data the last steps forget all of x but its data estimate, and
+    the error falls with the square root of the step.
+
     Args:
         path, model, time: as for an ODE.
         view: one view, or ("velocity", "score") with a model that returns both.

@@ -126,12 +126,12 @@ def _torchvision(name: str, root: str | Path | None, split: str) -> Images:
         )
     try:
         found = kind(root=str(where), train=split == "train", download=False)
-    except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{name} is not in {where} (in torchvision's layout, {where}/{_layout(kind)}). Give the "
-            f"folder that has it as --data-root or in {ROOT}; {fetch} in Python fetches it."
-        ) from error
-    except (ValueError, AssertionError, EOFError) as error:
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        if isinstance(error, FileNotFoundError) or "not found" in str(error):
+            raise DataError(
+                f"{name} is not in {where} (in torchvision's layout, {where}/{_layout(kind)}). Give "
+                f"the folder that has it as --data-root or in {ROOT}; {fetch} in Python fetches it."
+            ) from error
         raise DataError(
             f"{name} in {where} is damaged: {error}. Fetch it anew by {fetch}."
         ) from error

@@ -5,6 +5,8 @@
 //! size, threads or backend. The same recipe stands in `interp/noise.py`; no operation may be fused
 //! or reordered, since the two have to agree bit for bit.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 /// A Philox key: 64 bits in two words.
@@ -122,24 +124,26 @@ fn normal_pair(w0: u32, w1: u32) -> (f64, f64) {
     (a * sign, b * sign)
 }
 
-/// Fill `out` with the normals of `rows` rows, `row_len` elements each, at one node of the tree.
-/// Counter: (element / 4, row, node low, node high); the four words give four elements.
-pub fn fill_normals(out: &mut [f64], row_len: usize, first_row: u32, key: Key, node: u64) {
-    for (i, row) in out.chunks_mut(row_len.max(1)).enumerate() {
-        fill_row(row, first_row.wrapping_add(i as u32), key, node);
-    }
-}
-
+/// Fill `out` with the normals of whole rows, `row_len` elements each, at one node of the tree.
+/// Counter: (element / 4, row, node low, node high); the four words give four elements. The lanes run
+/// over the blocks of all rows, so that short rows leave none of them idle.
 #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn fill_row(out: &mut [f64], row: u32, key: Key, node: u64) {
-    for (group, out) in out.chunks_mut(4 * LANES).enumerate() {
-        let first = (group * LANES) as u32;
-        let mut words: Words = [
-            std::array::from_fn(|i| first + i as u32),
-            [row; LANES],
-            [node as u32; LANES],
-            [(node >> 32) as u32; LANES],
-        ];
+pub fn fill_normals(out: &mut [f64], row_len: usize, first_row: u32, key: Key, node: u64) {
+    let (mut row, mut element, mut at) = (first_row, 0, 0);
+    while at < out.len() {
+        let mut words: Words =
+            [[0; LANES], [0; LANES], [node as u32; LANES], [(node >> 32) as u32; LANES]];
+        let mut places: [Range<usize>; LANES] = std::array::from_fn(|_| at..at);
+        for (i, place) in places.iter_mut().enumerate() {
+            (words[0][i], words[1][i]) = ((element / 4) as u32, row);
+            let end = (at + 4.min(row_len - element)).min(out.len());
+            *place = at..end;
+            at = end;
+            element += 4;
+            if element >= row_len {
+                (element, row) = (0, row.wrapping_add(1));
+            }
+        }
         rounds(&mut words, key);
         let mut normals = [[0.0f64; LANES]; 4];
         for i in 0..LANES {
@@ -148,8 +152,10 @@ fn fill_row(out: &mut [f64], row: u32, key: Key, node: u64) {
         for i in 0..LANES {
             (normals[2][i], normals[3][i]) = normal_pair(words[2][i], words[3][i]);
         }
-        for (e, out) in out.iter_mut().enumerate() {
-            *out = normals[e % 4][e / 4];
+        for (i, place) in places.into_iter().enumerate() {
+            for (e, out) in out[place].iter_mut().enumerate() {
+                *out = normals[e][i];
+            }
         }
     }
 }

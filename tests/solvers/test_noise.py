@@ -1,0 +1,291 @@
+"""Noise: published words, the same bits everywhere, the law of a Brownian path."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import rust_solvers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import interp
+from interp import noise
+from interp.errors import InterpError, OptionError, UnknownName
+from interp.noise import BrownianPath
+
+F32, F64 = torch.float32, torch.float64
+ONES = 0xFFFFFFFF
+# Random123's kat_vectors for philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011).
+KNOWN = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([ONES] * 4, [ONES] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]  # fmt: skip
+words = st.integers(0, ONES)
+
+
+def wiener(
+    shape: tuple[int, ...], t: tuple[float, float] = (0.0, 1.0), dtype: torch.dtype = F64,
+    **options: object,
+) -> interp.solvers.Solution:  # fmt: skip
+    """A solve with zero drift and unit diffusion: x is W itself."""
+    term = interp.SDE(lambda t, x: torch.zeros_like(x), 1.0)
+    x = torch.zeros(shape, dtype=dtype)
+    return interp.solve(term, x, t, "euler_maruyama", **options)  # type: ignore[arg-type]
+
+
+# Words and normals
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_the_published_vectors(counter: list[int], key: list[int], expected: list[int]) -> None:
+    assert list(rust_solvers.philox(counter, key)) == expected
+    ours = noise.philox(tuple(counter), (key[0], key[1]))
+    assert [int(word) for word in ours] == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(counter=st.lists(words, min_size=4, max_size=4), key=st.tuples(words, words))
+def test_words_of_rust_and_torch(counter: list[int], key: tuple[int, int]) -> None:
+    ours = noise.philox(tuple(counter), key)
+    assert list(rust_solvers.philox(counter, list(key))) == [int(word) for word in ours]
+
+
+def test_normals_are_box_and_mullers() -> None:
+    """From the words, by the library's logarithm and cosine."""
+    key = noise.stream_key(7, 1)
+    block = torch.arange(5000)
+    w = noise.philox((block, 0 * block, 0, 0), key)
+    ours = noise.node_normals(1, 20_000, 0, key, 0, torch.device("cpu")).reshape(-1, 4)
+    for pair in (0, 1):
+        w0, w1 = (v.double() for v in w[2 * pair : 2 * pair + 2])
+        radius = (-2 * ((w0 + 0.5) / 2**32).log()).sqrt()
+        # The top two bits are a quarter turn, the others an angle in (-pi/4, pi/4).
+        quarter, rest = (w1 / 2**30).floor(), w1.remainder(2**30)
+        angle = math.pi / 2 * (quarter + (rest + 0.5) / 2**30 - 0.5)
+        # The polynomials are good to 1e-12, the radius near 0 to 1e-13 over itself.
+        bound = 1e-12 + 1e-13 / radius
+        assert ((ours[:, 2 * pair] - radius * angle.cos()).abs() < bound).all()
+        assert ((ours[:, 2 * pair + 1] - radius * angle.sin()).abs() < bound).all()
+
+
+def test_law_of_the_normals() -> None:
+    z = noise.normal((1000, 400), seed=3, dtype=F64).flatten()
+    n = len(z)
+    # Moments of a normal within 5 standard errors: variances 1, 2, 15, 96 of z, z^2, z^3, z^4.
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert float((z**power).mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+    # Kolmogorov-Smirnov: sqrt(n) D > 2.2 has probability 1e-4.
+    uniform = torch.special.ndtr(z.sort().values)
+    steps = torch.arange(n, dtype=F64) / n
+    assert float(torch.maximum((uniform - steps).abs(), (uniform - steps - 1 / n).abs()).max()) < (
+        2.2 / math.sqrt(n)
+    )
+    # Neighbours in a row and in a column are uncorrelated.
+    grid = z.reshape(1000, 400)
+    for a, b in ((grid[:, 1:], grid[:, :-1]), (grid[1:], grid[:-1]), (grid[:, 2:], grid[:, :-2])):
+        assert abs(float((a * b).mean())) < 5 / math.sqrt(a.numel())
+        assert abs(float((a.square() * b.square()).mean()) - 1) < 5 * math.sqrt(8 / a.numel())
+
+
+def test_streams_and_seeds_are_apart() -> None:
+    draws = [
+        noise.normal((1, 4000), seed=seed, stream=stream, node=node, dtype=F64).flatten()
+        for seed, stream, node in (
+            (0, "base", 0), (1, "base", 0), (2**32, "base", 0), (2**63, "base", 0),
+            (0, "training", 0), (0, "target", 0), (0, "base", 1), (0, "base", 2**32),
+        )
+    ]  # fmt: skip
+    correlation = torch.stack(draws) @ torch.stack(draws).T / 4000
+    assert float((correlation - torch.eye(len(draws))).abs().max()) < 5 * math.sqrt(2 / 4000)
+
+
+def test_bad_keys() -> None:
+    for seed in (-1, 2**64, 1.5, "a", True):
+        with pytest.raises(OptionError, match=r"seed=.*0 to 2\*\*64 - 1"):
+            noise.normal((2, 2), seed=seed)  # type: ignore[arg-type]
+    for row in (-1, 2**32 - 1, 0.5):
+        with pytest.raises(OptionError, match=r"first_row=.*below 2\*\*32"):
+            noise.normal((2, 2), seed=0, first_row=row)  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="Did you mean training"):
+        noise.normal((2, 2), seed=0, stream="trainings")
+
+
+# The same bits
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 5), length=st.integers(1, 70), seed=st.integers(0, 2**64 - 1),
+    first_row=st.integers(0, 2**32 - 6), dtype=st.sampled_from([F32, F64]),
+    fractions=st.lists(st.floats(0.01, 0.99), max_size=6, unique=True),
+    start=st.floats(-3, 3), length_t=st.floats(0.1, 5), backwards=st.booleans(),
+)  # fmt: skip
+def test_w_is_the_same_bits_on_rust_and_torch(
+    rows: int, length: int, seed: int, first_row: int, dtype: torch.dtype, fractions: list[float],
+    start: float, length_t: float, backwards: bool,
+) -> None:  # fmt: skip
+    stop = start + length_t
+    grid = sorted({start, *(start + f * length_t for f in fractions), stop})
+    if backwards:
+        grid.reverse()
+    options = {"seed": seed, "first_row": first_row, "grid": grid, "save_at": grid}
+    ends = (grid[0], grid[-1])
+    try:
+        ours = wiener((rows, length), ends, dtype, backend="rust", **options)
+    except OptionError:
+        return  # times too close for the tree: refused
+    theirs = wiener((rows, length), ends, dtype, backend="torch", **options)
+    assert torch.equal(ours.xs, theirs.xs)
+    assert ours.stats.seed == theirs.stats.seed == seed
+
+
+@pytest.mark.parametrize("shape", [(3, 5000), (3000, 7), (70_001, 1), (2, 3, 11, 13)])
+def test_large_states_too(shape: tuple[int, ...]) -> None:
+    """Where rows are shared out between threads."""
+    ours, theirs = (
+        wiener(shape, backend=backend, steps=3, seed=11).x for backend in ("rust", "torch")
+    )
+    assert torch.equal(ours, theirs)
+
+
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_one_path_for_every_grid(backend: str) -> None:
+    """W at shared times, whatever the other times are."""
+    coarse, common = [0.0, 0.25, 0.6, 1.0], [0.25, 0.6, 1.0]
+    fine = sorted({*coarse, *(k / 64 for k in range(65)), 0.123, 0.777})
+    runs = [
+        wiener((4, 9), backend=backend, grid=grid, seed=6, save_at=common).xs
+        for grid in (coarse, fine)
+    ]
+    # Sums of up to 67 increments of size below 1.
+    assert float((runs[0] - runs[1]).abs().max()) < 67 * 2.3e-16 * 4
+
+
+@pytest.mark.parametrize("times", [[0.25, 0.6, 1.0], [0.1, 0.1001, 0.9], [1 / 3, 2 / 3]])
+def test_w_at_a_time_is_a_function_of_that_time(times: list[float]) -> None:
+    """Bit for bit: the first step from 0 to t is W(t) itself."""
+    path = BrownianPath(4, 9, 6)
+    for t in times:
+        single = wiener((4, 9), grid=[0.0, t, 1.0], seed=6, save_at=[t], span=(0.0, 1.0))
+        assert torch.equal(single.xs[0], path.at(t))
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_chunks_make_up_the_whole(backend: str) -> None:
+    term = interp.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.5 + 0.1 * x.cos())
+    x = torch.linspace(-1, 1, 10 * 33, dtype=F64).reshape(10, 33)
+    options = {"method": "euler_maruyama", "steps": 5, "seed": 12, "backend": backend}
+    whole = interp.solve(term, x, first_row=100, **options).x  # type: ignore[arg-type]
+    for cuts in ([0, 3, 4, 10], [0, 9, 10], list(range(11))):
+        parts = [
+            interp.solve(term, x[a:b], first_row=100 + a, **options).x  # type: ignore[arg-type]
+            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_float32_is_float64_rounded(backend: str) -> None:
+    double = wiener((5, 7), backend=backend, steps=1, seed=4).x
+    single = wiener((5, 7), dtype=F32, backend=backend, steps=1, seed=4).x
+    assert torch.equal(single, double.float())
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_a_wider_row_begins_with_the_narrow_one(backend: str) -> None:
+    narrow, wide = (wiener((3, n), backend=backend, steps=2, seed=4).x for n in (5, 130))
+    assert torch.equal(wide[:, :5], narrow)
+
+
+def test_depth_leaves_dyadic_times_alone() -> None:
+    times = [k / 8 for k in range(9)]
+    shallow, deep = (
+        wiener((3, 4), grid=times, save_at=times, seed=2, depth=depth) for depth in (3, 20)
+    )
+    assert torch.equal(shallow.xs, deep.xs)
+    assert (shallow.stats.depth, deep.stats.depth) == (3, 20)
+
+
+def test_finer_grids_deepen_the_tree_and_say_so() -> None:
+    assert wiener((1, 1), steps=1000, seed=0).stats.depth == 10
+    fine = wiener((1, 1), steps=3000, seed=0)
+    assert fine.stats.depth is not None
+    assert fine.stats.depth > 10
+    with pytest.raises(OptionError, match="too close for a Brownian path"):
+        wiener((1, 1), grid=[0.0, 0.3, math.nextafter(0.3, 1), math.nextafter(0.3001, 1), 1.0])
+
+
+def test_a_run_in_two_parts_is_one() -> None:
+    """With one span and depth the noise of a run does not depend on where it was cut."""
+    term = interp.SDE(lambda t, x: -x, 0.7)
+    x = torch.ones(4, 3, dtype=F64)
+    options = {"method": "euler_maruyama", "seed": 5, "span": (0.0, 2.0)}
+    grid = [0.0, 0.2, 0.7, 1.1, 1.7, 2.0]
+    whole = interp.solve(term, x, (0.0, 2.0), grid=grid, **options)  # type: ignore[arg-type]
+    first = interp.solve(term, x, (0.0, 1.1), grid=grid[:4], **options)  # type: ignore[arg-type]
+    second = interp.solve(term, first.x, (1.1, 2.0), grid=grid[3:], **options)  # type: ignore[arg-type]
+    assert torch.equal(second.x, whole.x)
+
+
+# The law of W
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+@pytest.mark.parametrize(
+    "times",
+    [[0.0, 0.3, 0.5, 0.77, 0.7701, 1.0], [-1.0, -0.3, 0.0, 1.9, 2.0], [-0.7, 0.0, 0.9], [2.0, 0.5, 0.0]],
+    ids=str,
+)
+def test_increments_are_independent_normals(times: list[float], backend: str) -> None:
+    n = 400 if backend == "rust" else 100
+    ends = (times[0], times[-1])
+    sol = wiener((n, 500), ends, backend=backend, grid=times, save_at=times, seed=21)
+    lengths = torch.tensor(times, dtype=F64).diff().abs()
+    steps = sol.xs.flatten(1).diff(dim=0) / lengths.sqrt()[:, None]
+    n = steps.shape[1]
+    covariance = steps @ steps.T / n
+    # 5 standard errors: 1 / sqrt(n) off the diagonal, sqrt(2 / n) on it.
+    assert float((covariance - torch.eye(len(steps))).abs().max()) < 5 * math.sqrt(2 / n)
+    assert float(steps.mean(1).abs().max()) < 5 / math.sqrt(n)
+    assert float(((steps**4).mean(1) - 3).abs().max()) < 5 * math.sqrt(96 / n)
+    squares = steps.square() - 1
+    off = squares @ squares.T / n - torch.diag((squares.square()).mean(1))
+    assert float(off.abs().max()) < 5 * 2 / math.sqrt(n)
+
+
+def test_rows_are_independent() -> None:
+    w = wiener((50, 4000), steps=4, seed=1).x
+    covariance = w @ w.T / 4000
+    assert float((covariance - torch.eye(50)).abs().max()) < 6 * math.sqrt(2 / 4000)  # of 1275
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"span": 5}, {"span": (0.0, 1.0, 2.0)}, {"span": (0.5, 1.0)}, {"span": ("a", 1.0)},
+     {"span": (0.0, math.inf)}, {"depth": 0}, {"depth": 49}, {"depth": 2.5}, {"seed": -3},
+     {"seed": "x"}, {"first_row": -1}],
+    ids=str,
+)  # fmt: skip
+def test_bad_options_of_the_noise(options: dict[str, object]) -> None:
+    name = next(iter(options))
+    for backend in ("rust", "torch"):
+        with pytest.raises(InterpError, match=f"{name}=.*Give"):
+            wiener((2, 2), steps=4, backend=backend, **options)
+
+
+def test_a_drawn_seed_is_recorded_and_repeats_the_run() -> None:
+    first = wiener((3, 2), steps=3)
+    again = wiener((3, 2), steps=3, seed=first.stats.seed)
+    other = wiener((3, 2), steps=3)
+    assert torch.equal(first.x, again.x)
+    assert not torch.equal(first.x, other.x)
+    assert other.stats.seed != first.stats.seed
