@@ -227,22 +227,28 @@ def _differentiated(x: Tensor) -> bool:
 # Context
 
 
-@contextlib.contextmanager
-def _gradients(backend: str) -> Iterator[None]:
+def _gradients(backend: str) -> contextlib.AbstractContextManager[object]:
     """Rust records no gradients; its buffers must be normal tensors, whose writes torch counts."""
     if backend != "rust":
-        yield
-        return
+        return contextlib.nullcontext()
+    return _normal_mode() if torch.is_inference_mode_enabled() else torch.no_grad()
+
+
+@contextlib.contextmanager
+def _normal_mode() -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad():
         yield
 
 
-@contextlib.contextmanager
-def _progress(request: Request, wanted: bool) -> Iterator[Callable[[float, int], None] | None]:
+def _progress(
+    request: Request, wanted: bool
+) -> contextlib.AbstractContextManager[Callable[[float, int], None] | None]:
     """A progress bar as a function of (t, evaluations), or None."""
-    if not wanted:
-        yield None
-        return
+    return _bar(request) if wanted else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _bar(request: Request) -> Iterator[Callable[[float, int], None]]:
     from tqdm import tqdm
 
     start, stop = request.ends

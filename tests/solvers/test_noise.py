@@ -108,10 +108,10 @@ def test_streams_and_seeds_are_apart() -> None:
 
 def test_bad_keys() -> None:
     for seed in (-1, 2**64, 1.5, "a", True):
-        with pytest.raises(OptionError, match=r"seed=.*0 to 2\*\*64 - 1"):
+        with pytest.raises(OptionError, match="seed=.*Give an integer from 0 to"):
             noise.normal((2, 2), seed=seed)  # type: ignore[arg-type]
     for row in (-1, 2**32 - 1, 0.5):
-        with pytest.raises(OptionError, match=r"first_row=.*below 2\*\*32"):
+        with pytest.raises(OptionError, match="first_row=.*Give an integer from 0 to"):
             noise.normal((2, 2), seed=0, first_row=row)  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="Did you mean training"):
         noise.normal((2, 2), seed=0, stream="trainings")
@@ -124,23 +124,20 @@ def test_bad_keys() -> None:
 @given(
     rows=st.integers(0, 5), length=st.integers(1, 70), seed=st.integers(0, 2**64 - 1),
     first_row=st.integers(0, 2**32 - 6), dtype=st.sampled_from([F32, F64]),
-    fractions=st.lists(st.floats(0.01, 0.99), max_size=6, unique=True),
+    fractions=st.lists(st.integers(1, 99), max_size=6, unique=True),
     start=st.floats(-3, 3), length_t=st.floats(0.1, 5), backwards=st.booleans(),
 )  # fmt: skip
 def test_w_is_the_same_bits_on_rust_and_torch(
-    rows: int, length: int, seed: int, first_row: int, dtype: torch.dtype, fractions: list[float],
+    rows: int, length: int, seed: int, first_row: int, dtype: torch.dtype, fractions: list[int],
     start: float, length_t: float, backwards: bool,
 ) -> None:  # fmt: skip
     stop = start + length_t
-    grid = sorted({start, *(start + f * length_t for f in fractions), stop})
+    grid = sorted({start, *(start + f / 100 * length_t for f in fractions), stop})
     if backwards:
         grid.reverse()
     options = {"seed": seed, "first_row": first_row, "grid": grid, "save_at": grid}
     ends = (grid[0], grid[-1])
-    try:
-        ours = wiener((rows, length), ends, dtype, backend="rust", **options)
-    except OptionError:
-        return  # times too close for the tree: refused
+    ours = wiener((rows, length), ends, dtype, backend="rust", **options)
     theirs = wiener((rows, length), ends, dtype, backend="torch", **options)
     assert torch.equal(ours.xs, theirs.xs)
     assert ours.stats.seed == theirs.stats.seed == seed
@@ -175,7 +172,8 @@ def test_w_at_a_time_is_a_function_of_that_time(times: list[float]) -> None:
     """Bit for bit: the first step from 0 to t is W(t) itself."""
     path = BrownianPath(4, 9, 6)
     for t in times:
-        single = wiener((4, 9), grid=[0.0, t, 1.0], seed=6, save_at=[t], span=(0.0, 1.0))
+        grid = sorted({0.0, t, 1.0})
+        single = wiener((4, 9), grid=grid, seed=6, save_at=[t])
         assert torch.equal(single.xs[0], path.at(t))
 
 
