@@ -131,9 +131,9 @@ class Sample(Common):
             "diffusion": self.diffusion,
         }  # fmt: skip
         options = {name: value for name, value in asked.items() if value is not None}
-        family, config = load(self.run_folder)
+        family, config = load(self.run_folder, self.device)
         samples, labels = sample(
-            family.to(self.device), self.n, seed=self.seed, label=self.label,
+            family, self.n, seed=self.seed, label=self.label,
             frequencies=config["data"].get("label_frequencies"), batch_size=self.batch_size, **options,
         )  # fmt: skip
         write_samples(self.out, samples, labels)
@@ -173,7 +173,7 @@ class Evaluate(Common):
         from .training import data, load
         from .training.evaluation import likelihood
 
-        family, config = load(self.run_folder)
+        family, config = load(self.run_folder, self.device)
         spec = self.data or config["data"].get("name")
         if spec is None or (self.data is None and not data.has_test_split(spec)):
             raise OptionError(
@@ -190,7 +190,7 @@ class Evaluate(Common):
             )
         ode = {"divergence": self.divergence, "rtol": self.tolerance, "atol": self.tolerance}
         result = likelihood(
-            family.to(self.device), images.x[: self.n], seed=self.seed, batch_size=self.batch_size,
+            family, images.x[: self.n], seed=self.seed, batch_size=self.batch_size,
             **(ode if family.supports("log_prob") == "ode" else {}),
         )  # fmt: skip
         _say(str(result))
@@ -287,20 +287,27 @@ def _complain(text: str) -> None:
     )
 
 
+def parse(arguments: Sequence[str] | None = None) -> Train | Sample | Evaluate | List:
+    """The command that ``arguments`` (those of the process where None) ask for.
+
+    Ends the process with code 0 after --help, and with 2 where they make no sense.
+    """
+    commands: dict[str, Any] = {c.__name__.lower(): c for c in (Train, Sample, Evaluate, List)}
+    command: Train | Sample | Evaluate | List = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="interp", description=__doc__, args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+    return command
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 for success, 2 for an error of the user's, 130 for Ctrl-C."""
-    command: Train | Sample | Evaluate | List = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "sample": Sample, "evaluate": Evaluate, "list": List},
-        prog="interp",
-        description=__doc__,
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse(arguments)
     try:
         command.run()
     except KeyboardInterrupt:
         going = isinstance(command, Train)
-        _complain("stopped." + (" The run can be gone on with: add --resume." if going else ""))
+        _complain("stopped." + (" Add --resume to go on with the run." if going else ""))
         return 130
     except (InterpError, OSError) as error:
         if command.debug:

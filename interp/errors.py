@@ -67,10 +67,23 @@ class SolveError(InterpError, RuntimeError):
     """
 
     def __init__(
-        self, message: str, *, time: float, step: int, rows: Sequence[int], last: Tensor, reason: str
+        self,
+        message: str,
+        *,
+        time: float,
+        step: int,
+        rows: Sequence[int],
+        last: Tensor,
+        reason: str,
     ) -> None:
         super().__init__(message)
-        self.time, self.step, self.rows, self.last, self.reason = time, step, list(rows), last, reason
+        self.time, self.step, self.rows, self.last, self.reason = (
+            time,
+            step,
+            list(rows),
+            last,
+            reason,
+        )
 
 
 class TrainingError(InterpError, RuntimeError):

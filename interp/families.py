@@ -185,6 +185,7 @@ def create(name: str, shape: Sequence[int], network: object | None = None, **con
 
     Raises:
         UnknownName: no such family, or no such option of it; names the nearest ones.
+        OptionError: an option whose value makes no sense.
         InterpError: the family cannot be imported.
     """
     factory = load(name)
@@ -192,7 +193,13 @@ def create(name: str, shape: Sequence[int], network: object | None = None, **con
     for key in config:
         if known is not None and key not in known:
             raise UnknownName.of(f"option of {name}", key, known)
-    family = factory(shape=tuple(shape), network=network, **config)
+    try:
+        family = factory(shape=tuple(shape), network=network, **config)
+    except TypeError as error:
+        raise OptionError(
+            f"{name} cannot be made for shape={tuple(shape)} with {config}: {error}. Give values of "
+            "the kind that its options take."
+        ) from error
     if getattr(family, "name", None) != name:
         family.name = name  # the same class may be registered under several names
     return family

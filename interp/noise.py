@@ -13,6 +13,7 @@ import secrets
 import struct
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,13 +98,18 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """The correctly rounded square root; torch's own on the CPU is off by a unit here and there."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
 def _normal_pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     """Box and Muller: radius sqrt(-2 log((w0 + 1/2) / 2^32)), angle from w1."""
     bits = (w0.double() + 0.5).view(torch.int64)
     exponent = (bits >> 52) - 1023
     m = (bits & 0x000FFFFFFFFFFFFF | 0x3FF0000000000000).view(torch.float64)
     log = _polynomial(_LOG, 2.0 * m - 3.0)
-    radius = (2.0 * ((32 - exponent).double() * math.log(2.0) - log)).sqrt()
+    radius = _sqrt(2.0 * ((32 - exponent).double() * math.log(2.0) - log))
     x = ((w1 & 0x3FFFFFFF).double() + 0.5) * 2.0**-30 - 0.5
     square = x * x
     cos, sin = _polynomial(_COS, square), x * _polynomial(_SIN, square)

@@ -46,7 +46,9 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path):
 
 def test_tensors_that_share_memory_are_written_each_for_itself(tmp_path):
     whole = torch.arange(6.0)
-    files.write_tensors(tmp_path / "t", {"a": whole, "b": whole[2:4], "c": whole.reshape(2, 3).T}, {})
+    files.write_tensors(
+        tmp_path / "t", {"a": whole, "b": whole[2:4], "c": whole.reshape(2, 3).T}, {}
+    )
     tensors, _ = files.read_tensors(tmp_path / "t")
     assert torch.equal(tensors["b"], whole[2:4])
     assert torch.equal(tensors["c"], whole.reshape(2, 3).T)
@@ -107,7 +109,7 @@ def test_another_schema_is_named(tmp_path):
     path = files.save(tmp_path, made(), keep=1)
     about = json.loads((path / "checkpoint.json").read_text())
     (path / "checkpoint.json").write_text(json.dumps(about | {"schema": 99}))
-    with pytest.raises(CheckpointError, match="schema 99.*reads schema 1"):
+    with pytest.raises(CheckpointError, match=r"schema 99.*reads schema 1"):
         files.load(path)
 
 

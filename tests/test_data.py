@@ -73,10 +73,10 @@ def test_a_torchvision_set_that_is_not_there_says_where_it_was_sought(tmp_path, 
 def test_a_torchvision_set_that_is_damaged_is_reported(mnist):
     file = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DataError, match="mnist in .* is damaged"):
+    with pytest.raises(DataError, match=r"mnist in .* is damaged"):
         data.load("mnist", mnist)
     file.write_bytes(gzip.compress(b"nothing"))
-    with pytest.raises(DataError, match="mnist in .* is damaged"):
+    with pytest.raises(DataError, match=r"mnist in .* is damaged"):
         data.load("mnist", mnist)
 
 

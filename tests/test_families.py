@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from typing import ClassVar
 
 import pytest
 
@@ -16,7 +17,7 @@ from interp.errors import InterpError, OptionError, UnknownName
 class Fake:
     """The least that a registry asks of a family."""
 
-    verbs = {"sample": "exact"}
+    verbs: ClassVar = {"sample": "exact"}
 
     def __init__(self, shape, network=None, size=1):
         self.name, self.shape, self.size = "fake", shape, size

@@ -210,6 +210,17 @@ def test_a_log_snr_that_falls_has_no_inverse():
         path.time_at_log_snr(0.0)
 
 
+def test_sigma_falls_to_zero_and_counts_no_sign():
+    """sigma = hypot(1 - t, t (1 - t)) has the slope -sqrt(2) at t = 1; -x0 is as good as x0."""
+    latent = Interpolant(lambda t: 1 - t, lambda t: t, lambda t: t * (1 - t))
+    assert latent.coefficients(1.0).dsigma.item() == pytest.approx(-math.sqrt(2), rel=1e-15)
+    assert Interpolant(lambda t: t, lambda t: 1 - t).coefficients(0.0).dsigma.item() == 1.0
+    mirrored = Interpolant(lambda t: t - 1, lambda t: t, gaussian_base=False)
+    t = torch.linspace(0, 1, 5)
+    assert torch.equal(mirrored.log_snr(t), schedules.linear().log_snr(t))
+    assert mirrored.monotone
+
+
 def test_every_named_path_is_monotone():
     assert all(schedules.from_config({"name": name}).monotone for name in schedules.names())
 

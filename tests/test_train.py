@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill between two steps."""
 
 
@@ -123,13 +124,13 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_numbers(tmp_path_factory, st
             nonlocal count
             count += 1
             if count > stop:
-                raise Killed
+                raise KilledError
             return evaluate(batch, generator)
 
         model.loss = dying
         try:
             train(model, 12, folder / "broken", resume=k > 0)
-        except Killed:
+        except KilledError:
             continue
         break  # it came to the end
     else:
@@ -145,7 +146,7 @@ family = adapters.create("flow_matching", shape=(1, 8, 8), width=8, classes=3)
 g = torch.Generator().manual_seed(0)
 data = {"x": torch.randn(64, 1, 8, 8, generator=g).clamp(-1, 1), "label": torch.arange(64) % 3}
 options = {"batch_size": 16, "save_every": 5, "progress": False}
-interp.train(family, data, 60, sys.argv[1], resume=len(sys.argv) > 3, **options)
+interp.train(family, data, 40, sys.argv[1], resume=len(sys.argv) > 3, **options)
 """
 
 
@@ -289,7 +290,7 @@ def test_a_network_of_the_users_own_is_asked_for_when_loading(tmp_path):
 class Toy(Family):
     """One number, whose loss and gradient can be made to fail."""
 
-    verbs = {"loss": "exact"}
+    verbs: ClassVar = {"loss": "exact"}
 
     def __init__(self, shape, network=None, bad=None, at=10**9):
         super().__init__(shape)
@@ -399,7 +400,7 @@ def test_what_is_no_family_is_refused():
     class Bare(Family):
         pass
 
-    with pytest.raises(OptionError, match="not an nn.Module"):
+    with pytest.raises(OptionError, match=r"not an nn\.Module"):
         interp.train(object(), DATA, 1)
     with pytest.raises(OptionError, match="no parameters"):
         interp.train(Bare((4,)), DATA, 1)
@@ -547,17 +548,20 @@ def test_samples_do_not_depend_on_the_batch_size():
 def test_a_grid_shows_each_image_in_its_place(tmp_path):
     images = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 1, 8, 8)
     plot.grid(images, tmp_path / "g.png", columns=3, size=240)
-    pixels = torch.tensor(list(Image.open(tmp_path / "g.png").convert("L").tobytes()))
-    width, height = Image.open(tmp_path / "g.png").size
-    pixels = pixels.reshape(height, width)
-    centres = [pixels[height * (2 * (k // 3) + 1) // 4, width * (2 * (k % 3) + 1) // 6] for k in range(6)]
+    with Image.open(tmp_path / "g.png") as image:
+        pixels = torch.tensor(list(image.convert("L").tobytes())).reshape(image.height, image.width)
+    height, width = pixels.shape
+    centres = [
+        pixels[height * (2 * (k // 3) + 1) // 4, width * (2 * (k % 3) + 1) // 6] for k in range(6)
+    ]
     assert [int(c) for c in centres] == [0, 51, 102, 153, 204, 255]
 
 
 @pytest.mark.parametrize("shape", [(9, 2), (9, 1), (9, 3, 5), (1, 3, 8, 8)])
 def test_other_samples_have_a_picture_too(tmp_path, shape):
     plot.grid(torch.zeros(shape), tmp_path / "g.png")
-    assert Image.open(tmp_path / "g.png").size[0] > 100
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.width > 100
     with pytest.raises(OptionError, match="at least one row"):
         plot.grid(torch.zeros(0, 1, 8, 8), tmp_path / "g.png")
 

@@ -205,12 +205,12 @@ def test_at_the_ends_a_conversion_is_exact_or_refused(name, t, batched):
 
 
 def test_a_data_share_that_starts_flat_still_has_a_score():
-    """beta = t^2: at t = 0 velocity is 0 and says nothing, but the score is -x, the base's own."""
-    path = Interpolant(lambda t: 1 - t, lambda t: t * t)
+    """beta = t^2: at t = 0 the velocity says nothing, but the score is the base's, -x / sigma^2."""
+    path = Interpolant(lambda t: 2 - 2 * t, lambda t: t * t)
     x = at([0.8, -2.0])
-    velocity = path.convert(x, "noise", "velocity", x, 0.0)
-    torch.testing.assert_close(velocity, -x, rtol=1e-15, atol=0)  # v = sigma' n, n = x
-    torch.testing.assert_close(path.convert(velocity, "velocity", "score", x, 0.0), -x)
+    velocity = path.convert(x / 2, "noise", "velocity", x, 0.0)
+    torch.testing.assert_close(velocity, -x, rtol=1e-15, atol=0)  # v = sigma' n, n = x / 2
+    torch.testing.assert_close(path.convert(velocity, "velocity", "score", x, 0.0), -x / 4)
     with pytest.raises(UndeterminedView, match="beta is 0"):
         path.convert(velocity, "velocity", "data", x, 0.0)
 

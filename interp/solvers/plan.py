@@ -234,7 +234,7 @@ def _noise(term: SDE | PathSDE, x: Tensor, grid: list[float], request: Request) 
     options = request.options
     span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
     if options.get("span") is not None:
-        low, high = grids.interval(options["span"])
+        low, high = grids.interval(options["span"], "span")
         if term.path is not None or not low <= span[0] < span[1] <= high:
             raise OptionError(
                 f"span={options['span']!r} does not root the noise of this run, from {span[0]:g} to "

@@ -53,7 +53,7 @@ class _Run:
 
     def save_state(self, t: float) -> None:
         saves = self.problem.saves
-        if self.saved < len(saves) and saves[self.saved] == t:
+        while self.saved < len(saves) and saves[self.saved] == t:
             self.save(self.y)
 
     def saves_before(self, end: float) -> bool:

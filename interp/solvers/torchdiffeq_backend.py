@@ -72,9 +72,11 @@ def runge_kutta(
         options = {"grid_constructor": lambda f, y0, t: nodes, "interp": "cubic"}
     elif adaptive is not None:
         tolerances = {"rtol": adaptive.rtol, "atol": adaptive.atol}
-        # It steps over the end of the run and interpolates back, and bosh3's interpolant is of low
-        # order: made to step on every output time, it does neither.
-        stops = torch.tensor(wanted[1:], dtype=torch.float64, device=y.device)
+        # It steps over the end of the run and interpolates back, unless it is told to stop there; and
+        # bosh3's interpolant is of low order, so that it has to stop at every output time.
+        stops = torch.tensor(
+            wanted[1:] if peer == "bosh3" else [ends[1]], dtype=torch.float64, device=y.device
+        )
         options = {"max_num_steps": adaptive.max_steps, "dtype": torch.float64, "step_t": stops}
         if adaptive.first_step is not None:
             options["first_step"] = adaptive.first_step

@@ -95,12 +95,17 @@ def _spread_diffusion(value: object, x: Tensor) -> Tensor:
         kind = type(value).__name__
         raise FieldError(f"the diffusion returned a {kind}. Return a number or a tensor like x.")
     tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    if tensor.ndim and tensor.shape != x.shape:
+    if not _broadcasts(tensor, x):
         raise FieldError(
             f"the diffusion has shape {tuple(tensor.shape)} where the state has {tuple(x.shape)}. "
-            "Return a scalar or a tensor of the state's shape."
+            "Return a scalar or a tensor that broadcasts to the state's shape."
         )
     return tensor.expand_as(x)
+
+
+def _broadcasts(value: Tensor, x: Tensor) -> bool:
+    pairs = zip(reversed(value.shape), reversed(x.shape), strict=False)
+    return value.ndim <= x.ndim and all(n in (1, m) for n, m in pairs)
 
 
 def _takes_state(function: Model) -> bool:

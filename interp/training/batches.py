@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .seeds import derive, generator
 Data = Tensor | Mapping[str, Tensor] | Dataset[Any] | DataLoader[Any]
 
 
-def batches(data: Data, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def batches(data: Any, batch_size: int, seed: int, start: int = 0) -> Iterator[Batch]:
     """The batches of steps ``start``, ``start + 1``, ... without end.
 
     Tensors and data sets are shuffled anew in every epoch, by (seed, epoch), and what does not
@@ -37,7 +37,7 @@ def batches(data: Data, batch_size: int, seed: int, start: int = 0) -> Iterator[
         data = DataLoader(data, batch_size=batch_size)
     if isinstance(data, DataLoader):
         return _from_loader(data, seed, start)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str):
         return _from_dataset(data, batch_size, seed, start)
     raise DataError(
         f"data is a {type(data).__name__}. Give a tensor, a mapping of tensors with 'x', a Dataset "
@@ -101,7 +101,13 @@ def _from_dataset(data: Any, batch_size: int, seed: int, start: int) -> Iterator
 
 
 def _from_loader(loader: DataLoader[Any], seed: int, start: int) -> Iterator[Batch]:
-    """A loader's epochs one after the other; those before ``start`` are skipped where counted."""
+    """A loader's epochs one after the other.
+
+    The batches of the epoch before ``start`` are drawn and thrown away. What is drawn while a batch
+    is made (augmentation) comes from the caller's generator, but for the first of an epoch, where
+    loaders draw their order.
+    """
+    callers = torch.get_rng_state()
     try:
         each = len(loader)
     except TypeError:  # an iterable data set without a length: walk there from the beginning
@@ -112,18 +118,24 @@ def _from_loader(loader: DataLoader[Any], seed: int, start: int) -> Iterator[Bat
         torch.manual_seed(derive(seed, "epoch", epoch))
         if loader.generator is not None:
             loader.generator.manual_seed(derive(seed, "loader", epoch))
-        count = 0
-        for item in _skipping(loader, skip):
-            count += 1
-            if item is not None:
+        items, count = iter(loader), 0
+        while (item := _next(items, callers if 0 < count == skip else None)) is not _END:
+            if count >= skip:
                 yield as_batch(item)
+            count += 1
         if count == 0:
             raise DataError("the loader gives no batch. Check its data set and drop_last.")
         skip = max(0, skip - count)
 
 
-def _skipping(items: Iterable[Any], skip: int) -> Iterator[Any]:
-    return (None if k < skip else item for k, item in enumerate(items))
+_END = object()
+
+
+def _next(items: Iterator[Any], state: Tensor | None) -> Any:
+    """The next item, drawn from torch's generator at ``state`` if that is given."""
+    if state is not None:
+        torch.set_rng_state(state)
+    return next(items, _END)
 
 
 def as_batch(item: Any) -> Batch:

@@ -27,6 +27,7 @@ SCHEMA = 1
 
 _PREFIX = "step-"
 _JSON = "checkpoint.json"
+_ABOUT = "interp"  # the key of our metadata in a safetensors file
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def check_schema(path: Path, schema: object) -> None:
         )
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """A safetensors file of ``tensors`` with ``about``, the schema and a digest as metadata."""
     write_bytes(path, _packed(tensors, about))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata at ``path``.
 
     Raises:
@@ -110,7 +111,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is missing. Give a folder that a run has written.")
     try:
         with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
+            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
@@ -120,11 +121,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, about
 
 
-def _packed(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
+def _packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    metadata = {**about, "schema": str(SCHEMA), "digest": _digest(plain)}
-    packed: bytes = to_bytes(plain, metadata)
+    metadata = {**about, "schema": SCHEMA, "digest": _digest(plain)}
+    # One key, because safetensors writes several in no fixed order: equal tensors, equal files.
+    packed: bytes = to_bytes(plain, {_ABOUT: json.dumps(metadata)})
     return packed
 
 

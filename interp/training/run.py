@@ -25,6 +25,7 @@ from .. import families
 from ..errors import CheckpointError, OptionError, RunExists, TrainingError
 from ..families import Family
 from . import checkpoint as files
+from .device import as_device
 from .state import State, misfit
 
 _FILES = ("metrics.jsonl", "model.safetensors", "samples.png", "loss.png", "config.json")
@@ -88,7 +89,7 @@ class Run:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
             files.save(self.checkpoints, state.checkpoint(), self.keep)
-            about = {"family": state.name, "step": str(state.step)}
+            about = {"family": state.name, "step": state.step}
             files.write_tensors(self.folder / "model.safetensors", state.average.state(), about)
 
     @contextlib.contextmanager
@@ -165,19 +166,22 @@ def read_metrics(folder: Path) -> Sequence[dict[str, Any]]:
     return rows
 
 
-def load(folder: str | Path, **own: Any) -> tuple[Family, Config]:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", **own: Any
+) -> tuple[Family, Config]:
     """The family of the run in ``folder`` with its averaged weights, and the run's config.
 
     Args:
         folder: a run folder.
+        device: where to put the family.
         own: what the config cannot hold, such as ``network=`` or ``path=`` of the user's own.
 
     Raises:
         CheckpointError: no run there, or one that is damaged or of another schema.
         UnknownName: its family is not installed.
-        OptionError: the family needs something of the user's own.
+        OptionError: the family needs something of the user's own, or no such device.
     """
-    folder = Path(folder)
+    folder, where = Path(folder), as_device(device)
     config = read_config(folder)
     weights, about = files.read_tensors(folder / "model.safetensors")
     if about.get("family") != config["family"]:
@@ -195,7 +199,7 @@ def load(folder: str | Path, **own: Any) -> tuple[Family, Config]:
         family.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
         raise misfit(config["family"], error) from error
-    family.eval()
+    family.eval().to(where)
     return family, config
 
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from ..errors import CheckpointError, OptionError, TrainingError, UnknownName
 from ..families import Batch, Family, Losses, Objective
 from .checkpoint import Checkpoint
+from .device import as_device
 from .ema import Average
 
 
@@ -25,7 +26,8 @@ class State:
         device: where to take the family; None leaves it where it is.
 
     Raises:
-        OptionError: a family that is no module or has nothing to train, or a decay out of range.
+        OptionError: a family that is no module or has nothing to train, a decay out of
+            range, or a device that is not there.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class State:
         self.module: nn.Module = family
         self.name = family.name or type(family).__name__
         if device is not None:
-            self.module.to(device)
+            self.module.to(as_device(device))
         first = next(self.module.parameters(), None)
         if first is None:
             raise OptionError(f"{self.name} has no parameters. There is nothing to train.")

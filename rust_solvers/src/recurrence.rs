@@ -63,7 +63,7 @@ pub fn integrate<T: Real, S: System<T>>(
     };
     let mut saved = 0;
     let mut save = |system: &mut S, t: f64, y: &S::Buffer| {
-        if saves.get(saved) == Some(&t) {
+        while saves.get(saved) == Some(&t) {
             let y = y.as_ref();
             system.save(saved, |out| out.copy_from_slice(y))?;
             saved += 1;

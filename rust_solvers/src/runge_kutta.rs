@@ -305,9 +305,9 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         Ok(bad)
     }
 
-    /// Save the state itself if an output time is exactly `t`.
+    /// Save the state itself for the output times that are exactly `t`.
     fn save_state(&mut self, t: f64) -> Result<(), S::Error> {
-        if self.saves.get(self.saved) == Some(&t) {
+        while self.saves.get(self.saved) == Some(&t) {
             let y = self.y.as_ref();
             self.system.save(self.saved, |out| out.copy_from_slice(y))?;
             self.saved += 1;
