@@ -197,8 +197,8 @@ def create(name: str, shape: Sequence[int], network: object | None = None, **con
         family = factory(shape=tuple(shape), network=network, **config)
     except TypeError as error:
         raise OptionError(
-            f"{name} cannot be made for shape={tuple(shape)} with {config}: {error}. Give values of "
-            "the kind that its options take."
+            f"{name} cannot be made for shape={shape!r} with {config}: {error}. Give values of the "
+            "kind that its options take."
         ) from error
     if getattr(family, "name", None) != name:
         family.name = name  # the same class may be registered under several names

@@ -15,15 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import adapters
 import interp
 from adapters.protocol import Family
-from interp import plot
 from interp.errors import (
     CheckpointError,
     DataError,
@@ -34,9 +31,7 @@ from interp.errors import (
 )
 from interp.training import checkpoint as files
 from interp.training import load
-from interp.training.batches import batches
 from interp.training.ema import Average
-from interp.training.pictures import draw_labels, sample
 
 DATA = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 3
@@ -415,76 +410,6 @@ def test_what_is_no_family_is_refused():
         interp.train(Odd((4,)), DATA, 1, progress=False)
 
 
-# Batches
-
-
-class Rows(Dataset):
-    """A map-style set that also draws, as augmentation does."""
-
-    def __len__(self):
-        return len(DATA)
-
-    def __getitem__(self, index):
-        return DATA[index] + torch.rand(()), LABELS[index]
-
-
-class Endless(IterableDataset):
-    """Thirty rows one after the other, of unknown number."""
-
-    def __iter__(self):
-        return iter(DATA[:30])
-
-
-SOURCES = {
-    "tensor": lambda: DATA,
-    "mapping": lambda: {"x": DATA, "label": LABELS},
-    "dataset": Rows,
-    "tensors": lambda: TensorDataset(DATA),
-    "loader": lambda: DataLoader(Rows(), batch_size=16, shuffle=True),
-    "seeded": lambda: DataLoader(Rows(), 16, shuffle=True, generator=torch.Generator()),
-    "iterable": Endless,
-}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_batches_begun_later_are_the_same_batches(name):
-    def stream(start, count):
-        found = batches(SOURCES[name](), 16, seed=3, start=start)
-        for step in range(start, start + count):
-            torch.manual_seed(step)  # as the trainer does
-            batch = next(found)
-            yield batch["x"] if isinstance(batch, dict) else batch
-
-    whole = list(stream(0, 9))
-    for start in (1, 2, 5):
-        for a, b in zip(stream(start, 4), whole[start : start + 4], strict=True):
-            assert torch.equal(a, b)
-    sizes = [len(batch) for batch in whole]
-    wanted = {"loader": [16, 16, 8], "seeded": [16, 16, 8], "iterable": [16, 14]}.get(name, [16])
-    assert sizes == [wanted[k % len(wanted)] for k in range(9)]
-
-
-def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
-    rows = torch.arange(48.0)[:, None]
-    found = batches(rows, 16, seed=0)
-    epochs = [torch.cat([next(found) for _ in range(3)]).flatten() for _ in range(2)]
-    assert all(torch.equal(epoch.sort().values, rows.flatten()) for epoch in epochs)
-    assert not torch.equal(epochs[0], epochs[1])
-
-
-def test_more_rows_asked_than_there_are_gives_them_all():
-    assert len(next(batches(DATA, 100, seed=0))) == 40
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_kind_of_data_trains(name):
-    assert interp.train(Toy((4,)), SOURCES[name](), 3, progress=False).step == 3
-
-
-def test_float64_data_train_a_float32_family():
-    interp.train(family(), {"x": DATA.double(), "label": LABELS}, 2, progress=False)
-
-
 # The average
 
 
@@ -519,59 +444,3 @@ def test_without_averaging_the_model_is_the_weights(tmp_path):
     for name, tensor in last.parts["model"].items():
         # a + (p - a) is p to one rounding.
         torch.testing.assert_close(model[name], tensor, atol=1e-7, rtol=1e-6)
-
-
-# Samples and pictures
-
-
-def test_labels_come_by_frequency_and_row():
-    labels = draw_labels(30_000, [0.5, 0.0, 0.2, 0.3], seed=0)
-    counts = torch.bincount(labels, minlength=4)
-    # Binomial standard deviations are below 87; five of these.
-    assert (counts - torch.tensor([15_000, 0, 6000, 9000])).abs().max() < 435
-    assert counts[1] == 0
-    assert torch.equal(draw_labels(100, [0.5, 0.0, 0.2, 0.3], seed=0), labels[:100])
-
-
-def test_samples_do_not_depend_on_the_batch_size():
-    model = family()
-    for p in model.parameters():
-        if not p.any():
-            nn.init.normal_(p, std=0.1)
-    a, la = sample(model, 7, seed=3, batch_size=7)
-    b, lb = sample(model, 7, seed=3, batch_size=2)
-    assert torch.equal(la, lb)
-    # Matrix products of other heights may sum in another order: float32, 64 evaluations.
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def test_a_grid_shows_each_image_in_its_place(tmp_path):
-    images = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 1, 8, 8)
-    plot.grid(images, tmp_path / "g.png", columns=3, size=240)
-    with Image.open(tmp_path / "g.png") as image:
-        pixels = torch.tensor(list(image.convert("L").tobytes())).reshape(image.height, image.width)
-    height, width = pixels.shape
-    centres = [
-        pixels[height * (2 * (k // 3) + 1) // 4, width * (2 * (k % 3) + 1) // 6] for k in range(6)
-    ]
-    assert [int(c) for c in centres] == [0, 51, 102, 153, 204, 255]
-
-
-@pytest.mark.parametrize("shape", [(9, 2), (9, 1), (9, 3, 5), (1, 3, 8, 8)])
-def test_other_samples_have_a_picture_too(tmp_path, shape):
-    plot.grid(torch.zeros(shape), tmp_path / "g.png")
-    with Image.open(tmp_path / "g.png") as image:
-        assert image.width > 100
-    with pytest.raises(OptionError, match="at least one row"):
-        plot.grid(torch.zeros(0, 1, 8, 8), tmp_path / "g.png")
-
-
-def test_pictures_leave_the_users_pyplot_alone(tmp_path):
-    import matplotlib
-    import matplotlib.pyplot as plt
-
-    before = matplotlib.get_backend()
-    plot.loss_curve([(k, 1 / k) for k in range(1, 200)], tmp_path / "l.png")
-    plot.grid(torch.zeros(5, 2), tmp_path / "g.png")
-    assert plt.get_fignums() == []
-    assert matplotlib.get_backend() == before

@@ -39,17 +39,19 @@ def numbers(name: str, times: object) -> list[float]:
     return values
 
 
-def interval(t: object, name: str = "t") -> tuple[float, float]:
+def interval(t: object) -> tuple[float, float]:
     """The two ends of a run.
 
     Raises:
         TimeError: not two different finite times.
     """
-    ends = numbers(name, t)
+    ends = numbers("t", t)
     if len(ends) != 2:
-        raise TimeError(f"{name} has {len(ends)} entries. Give two ends, e.g. (0.0, 1.0).")
+        raise TimeError(
+            f"t has {len(ends)} entries. Give the two ends of the run, e.g. (0.0, 1.0)."
+        )
     if ends[0] == ends[1]:
-        raise TimeError(f"{name} starts and ends at {ends[0]:g}. Give two different times.")
+        raise TimeError(f"the run starts and ends at t = {ends[0]:g}. Give two different times.")
     return ends[0], ends[1]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import host, real, spread, whole
-from ..errors import OptionError, SolveError, Unsupported
+from ..errors import InterpError, OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
 from . import grids, rust_backend, torch_backend, torchdiffeq_backend
@@ -234,18 +234,27 @@ def _noise(term: SDE | PathSDE, x: Tensor, grid: list[float], request: Request) 
     options = request.options
     span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
     if options.get("span") is not None:
-        low, high = grids.interval(options["span"], "span")
-        if term.path is not None or not low <= span[0] < span[1] <= high:
-            raise OptionError(
-                f"span={options['span']!r} does not root the noise of this run, from {span[0]:g} to "
-                f"{span[1]:g}. Give an interval that holds it (a path's is always [0, 1])."
-            )
-        span = (low, high)
+        span = _span(options["span"], span, term.path is not None)
     depth = whole("depth", options.get("depth", 10), 1, 48)
     seed = fresh_seed() if request.seed is None else check_seed(request.seed)
     rows = len(x) if x.ndim else 1
     first_row = check_first_row(request.first_row, rows)
     return NoiseKey(seed, STREAMS["path"], first_row, span, depth_for(grid, span, depth))
+
+
+def _span(given: object, run: tuple[float, float], is_path: bool) -> tuple[float, float]:
+    """The root interval of the noise, as given: it has to hold the run's."""
+    try:
+        low, high = grids.interval(given)
+        holds = not is_path and low <= run[0] and run[1] <= high
+    except InterpError:
+        holds = False
+    if not holds:
+        raise OptionError(
+            f"span={given!r} does not root the noise of this run, from {run[0]:g} to {run[1]:g}. Give "
+            "an interval that holds it (a path's is always [0, 1])."
+        )
+    return low, high
 
 
 def failure(made: Plan, report: Report) -> SolveError:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..families import Batch, Family
+from ..noise import check_seed
 from . import pictures
 from .batches import Data, batches, check_tensors
 from .checkpoint import SCHEMA
@@ -91,6 +92,7 @@ def train(
             the last checkpoint is left as it was.
     """
     _check(steps=steps, save_every=save_every, keep=keep, batch_size=batch_size)
+    check_seed(seed)
     if out is None and (resume or overwrite):
         raise OptionError("resume and overwrite need the folder of a run. Give out=.")
     if isinstance(data, Tensor | Mapping):

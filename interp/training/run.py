@@ -160,9 +160,11 @@ def read_metrics(folder: Path) -> Sequence[dict[str, Any]]:
     rows = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            row["step"], row["loss"]
+        except (ValueError, TypeError, KeyError):
             break
+        rows.append(row)
     return rows
 
 
