@@ -71,6 +71,11 @@ class FlowMatching(Family):
         if levels is not None:
             level_width(levels)
         path = as_path(path)
+        if not path.gaussian_base:
+            raise OptionError(
+                "this path was built with gaussian_base=False, and flow matching draws x0 ~ N(0, 1). "
+                "Build it with gaussian_base=True."
+            )
         made, kind = networks.resolve(network, shape, classes, width)
         config = {
             "network": kind, "path": path.config, "classes": classes, "width": width,

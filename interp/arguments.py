@@ -116,7 +116,9 @@ def like(result: object, x: Tensor, who: str) -> Tensor:
     remedy = "Return a new tensor of the state's shape, dtype and device."
     if not isinstance(result, Tensor):
         raise FieldError(f"{who} returned a {type(result).__name__}, not a tensor. {remedy}")
-    for what in ("shape", "dtype", "device"):
+    if result.is_nested:
+        raise FieldError(f"{who} returned a nested tensor. {remedy}")
+    for what in ("layout", "shape", "dtype", "device"):
         found, wanted = getattr(result, what), getattr(x, what)
         if found != wanted:
             shown = f"{what} {found} where the state is {wanted}"

@@ -57,7 +57,8 @@ class Train(Common):
     ema: float = 0.999
     """Decay of the averaged weights; 0 for none."""
     resume: bool = False
-    """Go on with the run in the folder, to the same numbers as if it had not stopped."""
+    """Go on with the run in the folder, to the same numbers as if it had not stopped; begin one
+    where there is none."""
     overwrite: bool = False
     """Remove the run in the folder first."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -72,10 +73,13 @@ class Train(Common):
 
         from . import families
         from .training import data, train
+        from .training.run import exists
         from .training.seeds import derive
 
         images = data.load(self.data, self.data_root)
         options = _offered(families.load(self.family), images) | _parsed(self.set)
+        if self.resume and not exists(self.out):
+            _say(f"There is no run in {self.out} to resume: beginning one.")
         torch.manual_seed(derive(self.seed, "weights"))
         family = families.create(self.family, images.shape, **options)
         about = {"name": self.data, "rows": len(images.x), "levels": images.levels}

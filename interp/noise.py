@@ -233,10 +233,12 @@ def depth_for(times: list[float], span: tuple[float, float], depth: int = 10) ->
         OptionError: times so close that 48 levels do not part them.
     """
     a, b = span
+    relative = (np.asarray(times) - a) / (b - a)
     for levels in range(depth, 49):
-        positions = [(t - a) / (b - a) * 2.0**levels for t in times]
-        inside = [math.floor(p) for p in positions if p != math.floor(p)]
-        if len(set(inside)) == len(inside):
+        positions = relative * 2.0**levels
+        leaves = np.floor(positions)
+        inside = leaves[positions != leaves]
+        if len(np.unique(inside)) == len(inside):
             return levels
     raise OptionError(
         f"the grid has times closer than {(b - a) * 2.0**-48:.1e}, too close for a Brownian path on "

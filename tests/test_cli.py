@@ -170,7 +170,6 @@ BAD = [
     ([*FAMILY, "--out", "OUT", "--set", "path=lineer"], "Did you mean linear"),
     ([*FAMILY, "--out", "OUT", "--set", "width=big"], "width"),
     ([*FAMILY, "--out", "RUN"], "--resume"),
-    ([*FAMILY, "--out", "OUT", "--resume"], "no run in"),
     ([*FAMILY, "--out", "RUN", "--resume", *TINY, "--seed", "9"], "seed=0, not 9"),
     ([*FAMILY, "--out", "/dev/null/run"], "Choose another folder"),
     ([*FAMILY, "--out", "OUT", "--device", "cuda:99"], "device"),

@@ -217,7 +217,8 @@ def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
 
 def _differentiated(x: Tensor) -> bool:
     """Whether something follows the derivative of x: autograd, forward mode, a torch.func transform."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    # Inside a transform even a plain x may meet transformed numbers in the field.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     inside = forward_ad._current_level >= 0
     dual = inside and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

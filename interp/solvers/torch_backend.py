@@ -56,9 +56,10 @@ class _Run:
         while self.saved < len(saves) and saves[self.saved] == t:
             self.save(self.y)
 
-    def saves_before(self, end: float) -> bool:
+    def saves_before(self, t: float, end: float) -> bool:
+        """Whether an output time is waiting strictly before the end of the step from t."""
         saves = self.problem.saves
-        return self.saved < len(saves) and saves[self.saved] != end
+        return self.saved < len(saves) and (end - saves[self.saved]) * (end - t) > 0
 
     def accept(self, t: float, y: Tensor) -> None:
         self.y = y
@@ -98,7 +99,8 @@ def require_unwritten(y: Tensor, version: int, who: str) -> None:
 def _exclusive(result: Tensor) -> bool:
     """Whether a tensor is the only way to its memory, as far as torch knows."""
     uses = getattr(torch._C, "_storage_Use_Count", None)
-    if uses is None or result._use_count() != 1:
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(result)
+    if uses is None or transformed or result._use_count() != 1:
         return False
     storage = result.untyped_storage()
     return bool(uses(storage._cdata) == 2 and storage.resizable())
@@ -181,9 +183,9 @@ def _fixed(run: _Run, numbers: Numbers, grid: list[float]) -> Report:
         if not _finite(y_end):
             run.rows = _bad_rows(*slopes, y_end)
             return run.report("non_finite", t, end - t)
-        if end != grid[-1] or run.saves_before(end):
+        if end != grid[-1] or run.saves_before(t, end):
             first = run.slope(end, y_end)
-            if run.saves_before(end):
+            if run.saves_before(t, end):
                 if not _finite(first):
                     run.rows = _bad_rows(first)
                     return run.report("non_finite", t, end - t)

@@ -94,6 +94,10 @@ def _spread_diffusion(value: object, x: Tensor) -> Tensor:
     if not isinstance(value, (Tensor, int, float)):
         kind = type(value).__name__
         raise FieldError(f"the diffusion returned a {kind}. Return a number or a tensor like x.")
+    if isinstance(value, Tensor) and (value.is_complex() or value.layout is not torch.strided):
+        raise FieldError(
+            f"the diffusion is a tensor of {value.dtype} and {value.layout}. Return real, dense numbers."
+        )
     tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if not _broadcasts(tensor, x):
         raise FieldError(

@@ -38,10 +38,10 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` steps."""
-        parameters = dict(self.module.named_parameters())
-        new: list[Tensor] = [parameters[name] for name in self.weights]
         m = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), new, 1 - m)
+        for name, weight in self.module.named_parameters():
+            if name in self.weights:
+                self.weights[name].lerp_(weight, 1 - m)
 
     def state(self) -> dict[str, Tensor]:
         """The module's state with its parameters averaged."""

@@ -76,7 +76,7 @@ def train(
         save_every: steps between checkpoints.
         keep: how many checkpoints stay.
         ema: decay of the averaged weights; 0 for none.
-        resume: go on from the last checkpoint in ``out``.
+        resume: go on from the last checkpoint in ``out``; begin where there is none.
         overwrite: remove the run in ``out`` first.
         device: where to train; None is where the family is.
         progress: show a bar with the loss and the rows a second.

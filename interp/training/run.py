@@ -38,15 +38,15 @@ class Run:
     Args:
         folder: where it is, made if need be.
         config: what config.json is to say.
-        resume: go on from the last checkpoint.
+        resume: go on from the last checkpoint, or begin where there is none, so that a run killed
+            at any moment is restarted by one and the same call.
         overwrite: remove the run that is there.
         keep: how many checkpoints are kept.
 
     Raises:
         OptionError: both resume and overwrite.
         RunExists: a run is there and neither was asked for.
-        CheckpointError: resume from a folder that is not there, from another family's run or from
-            one with other options.
+        CheckpointError: resume from another family's run, or from one with other options.
         TrainingError: the folder cannot be written.
     """
 
@@ -58,8 +58,6 @@ class Run:
         config = json.loads(json.dumps(config))  # as it will be read again: lists for tuples
         self.folder, self.keep = folder, max(1, keep)
         self.checkpoints = folder / "checkpoints"
-        if resume and not folder.is_dir():
-            raise CheckpointError(f"there is no run in {folder} to resume. Leave out --resume.")
         if exists(folder):
             if resume:
                 _check_same(folder, config)

@@ -61,6 +61,8 @@ class State:
 
         Raises:
             TrainingError: a loss or a gradient that is not finite; names it and the step.
+            OptionError: an objective with nothing to move.
+            UnknownName: an optimizer that torch does not have.
         """
         losses: dict[str, float] = {}
         for objective in self.family.objectives(self.step, self.total):
@@ -78,6 +80,11 @@ class State:
 
     def _descend(self, objective: Objective, loss: Tensor) -> None:
         parameters = [p for p in objective.parameters if p.requires_grad]
+        if not (parameters and loss.requires_grad):
+            raise OptionError(
+                f"the loss of {objective.name!r} does not depend on any of its {len(parameters)} "
+                "parameters. Give the parameters that it is to move, and do not detach the loss."
+            )
         optimizer = self._optimizer(objective, parameters)
         optimizer.zero_grad()
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]

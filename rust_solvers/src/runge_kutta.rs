@@ -99,7 +99,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
             if self.advance(next - t)? {
                 return Ok(self.failed(Status::NonFinite, t, (n as u64, 0), next - t));
             }
-            let (last, dense) = (n + 1 == steps, self.saves_before(next));
+            let (last, dense) = (n + 1 == steps, self.saves_before(t, next));
             if !dense {
                 self.slopes.fill_with(|| None); // not needed any more: one state less in memory
             }
@@ -269,9 +269,9 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         Ok(starting_step::refined(trial, speed, change, self.tableau.order).min(span))
     }
 
-    /// Whether an output time is waiting strictly before the end `next` of the current step.
-    fn saves_before(&self, next: f64) -> bool {
-        self.saves.get(self.saved).is_some_and(|&time| time != next)
+    /// Whether an output time is waiting strictly before the end `next` of the step from `t`.
+    fn saves_before(&self, t: f64, next: f64) -> bool {
+        self.saves.get(self.saved).is_some_and(|&time| (next - time) * (next - t) > 0.0)
     }
 
     /// Dense output at the output times strictly inside the step from `t` to `next`, whose slope at

@@ -128,6 +128,22 @@ def test_each_objective_sees_the_step_before_it_and_moves_only_its_own():
     assert family.b.item() == 0.75
 
 
+def test_an_objective_that_can_move_nothing_is_refused():
+    class Detached(Five):
+        def loss(self, batch):
+            return super().loss(batch).detach()
+
+    with pytest.raises(OptionError, match="does not depend on any"):
+        interp.train(Detached((1,)), torch.zeros(4, 1), 1, progress=False)
+
+
+def test_parameters_that_a_step_does_not_use_stay_as_they_are():
+    family = Five((1,))
+    family.idle = nn.Parameter(torch.ones(3))
+    interp.train(family, torch.zeros(4, 1), 3, progress=False)
+    assert torch.equal(family.idle.data, torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

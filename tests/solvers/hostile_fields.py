@@ -226,9 +226,7 @@ def a_wrapper_without_memory(x: Tensor) -> None:
 
         @staticmethod
         def __new__(cls, value: Tensor) -> Wrapper:
-            made: Wrapper = torch.Tensor._make_wrapper_subclass(
-                cls, value.shape, dtype=value.dtype
-            )
+            made: Wrapper = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype)
             made.value = value
             return made
 
@@ -326,17 +324,6 @@ def a_forked_child(x: Tensor) -> None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     raise TimeoutError("the child hangs")
-
-
-@case
-def a_daemon_thread_at_exit(x: Tensor) -> None:
-    """Left in the middle of a run when the interpreter ends; the last case, therefore."""
-
-    def work() -> None:
-        interp.solve(lambda t, x: -x, x, method="rk38", steps=10**7)
-
-    threading.Thread(target=work, daemon=True).start()
-    time.sleep(0.1)
 
 
 def run(name: str) -> None:

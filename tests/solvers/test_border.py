@@ -302,6 +302,7 @@ def test_re_typing_the_state_is_found_out(size: int) -> None:
 
 # Results that are none
 
+
 def compressed(x: Tensor) -> Tensor:
     with warnings.catch_warnings():  # torch warns that it is beta
         warnings.simplefilter("ignore")
@@ -361,7 +362,9 @@ def test_the_last_step_of_a_data_model_is_checked_as_well(backend: str) -> None:
     for wrong in (None, 1.0, torch.ones(2), torch.ones(3, 2)):
         term = path.ode(lambda t, x, wrong=wrong: wrong, view="data")
         with pytest.raises(FieldError, match="Return"):
-            interp.solve(term, torch.ones(3, 2, dtype=F64), method="euler", backend=backend, steps=1)
+            interp.solve(
+                term, torch.ones(3, 2, dtype=F64), method="euler", backend=backend, steps=1
+            )
 
 
 # Exceptions, recursion, threads

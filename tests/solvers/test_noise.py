@@ -152,8 +152,6 @@ def test_large_states_too(shape: tuple[int, ...]) -> None:
     assert torch.equal(ours, theirs)
 
 
-
-
 @pytest.mark.parametrize("backend", ["rust", "torch"])
 def test_one_path_for_every_grid(backend: str) -> None:
     """W at shared times, whatever the other times are."""
@@ -240,7 +238,12 @@ def test_a_run_in_two_parts_is_one() -> None:
 @pytest.mark.parametrize("backend", ["rust", "torch"])
 @pytest.mark.parametrize(
     "times",
-    [[0.0, 0.3, 0.5, 0.77, 0.7701, 1.0], [-1.0, -0.3, 0.0, 1.9, 2.0], [-0.7, 0.0, 0.9], [2.0, 0.5, 0.0]],
+    [
+        [0.0, 0.3, 0.5, 0.77, 0.7701, 1.0],
+        [-1.0, -0.3, 0.0, 1.9, 2.0],
+        [-0.7, 0.0, 0.9],
+        [2.0, 0.5, 0.0],
+    ],
     ids=str,
 )
 def test_increments_are_independent_normals(times: list[float], backend: str) -> None:

@@ -53,9 +53,7 @@ def test_euler_maruyama_is_its_recursion(
     n, (start, stop) = 7, ends
     grid = [start + (stop - start) * k / n for k in range(n)] + [stop]
     term = interp.SDE(ornstein_uhlenbeck, SIZE)
-    sol = interp.solve(
-        term, x, ends, "euler_maruyama", backend, grid=grid, seed=3, save_at=grid
-    )
+    sol = interp.solve(term, x, ends, "euler_maruyama", backend, grid=grid, seed=3, save_at=grid)
     y = x.double()
     for k, dw in enumerate(increments(x, grid, 3, ends)):
         y = y + (grid[k + 1] - grid[k]) * ornstein_uhlenbeck(y, y) + SIZE * dw
@@ -77,9 +75,7 @@ def test_weak_order_one() -> None:
     time = 1.0
     mean = LEVEL + (1 - LEVEL) * math.exp(-RATE * time)
     variance = SIZE**2 / (2 * RATE) * -math.expm1(-2 * RATE * time)
-    errors = [
-        (abs(m - mean), abs(v - variance)) for m, v in (moments(n, time) for n in (50, 100))
-    ]
+    errors = [(abs(m - mean), abs(v - variance)) for m, v in (moments(n, time) for n in (50, 100))]
     for coarse, fine in zip(*errors, strict=True):
         # The next term is of relative size RATE h = 0.03.
         assert math.log2(coarse / fine) == pytest.approx(1, abs=0.1)
@@ -162,7 +158,10 @@ def moments_of(
 def exact_model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The exact model of one dimension, for every element of x."""
     exact = {
-        "velocity": LAW.velocity, "score": LAW.score, "noise": LAW.noise, "data": LAW.data,
+        "velocity": LAW.velocity,
+        "score": LAW.score,
+        "noise": LAW.noise,
+        "data": LAW.data,
         "base": LAW.noise,
     }[view](path)  # type: ignore[operator]
     return lambda t, x: exact(t, x.reshape(-1, 1)).reshape(x.shape)
@@ -276,7 +275,9 @@ def test_without_noise_the_sde_is_the_flow(name: str) -> None:
     path = PATHS[name]
     data = exact_model(path, "data")
     x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
-    sde = interp.solve(path.sde(data, view="data", diffusion=0.0), x, method="euler_maruyama", steps=8)
+    sde = interp.solve(
+        path.sde(data, view="data", diffusion=0.0), x, method="euler_maruyama", steps=8
+    )
     ode = interp.solve(path.ode(data, view="data"), x, method="euler", steps=8)
     assert float((sde.x - ode.x).abs().max()) < 1e-12
 
@@ -289,7 +290,9 @@ def test_reverse_is_the_ancestral_step_of_ddpm() -> None:
     grid = [0.1, 0.4, 0.9]
     steps = term.steps(grid)
     for i in range(2):
-        abar_k, abar_p = (float(path.beta(torch.tensor(t, dtype=F64))) ** 2 for t in grid[i : i + 2])
+        abar_k, abar_p = (
+            float(path.beta(torch.tensor(t, dtype=F64))) ** 2 for t in grid[i : i + 2]
+        )
         al = abar_k / abar_p
         bt = 1 - al
         assert steps.a[i] == pytest.approx(math.sqrt(al) * (1 - abar_p) / (1 - abar_k), rel=1e-12)
@@ -306,9 +309,7 @@ def test_a_pair_of_views_and_a_score_of_its_own() -> None:
     apart = path.sde(v, diffusion=0.8, score=s)
     hand = interp.SDE(lambda t, x: v(t, x) + 0.32 * s(t, x), 0.8)
     runs = [
-        interp.solve(
-            term, x, (0.1, 0.9), "euler_maruyama", steps=8, seed=1, **options
-        ).x
+        interp.solve(term, x, (0.1, 0.9), "euler_maruyama", steps=8, seed=1, **options).x
         for term, options in ((pair, {}), (apart, {}), (hand, {"span": (0.0, 1.0)}))
     ]
     assert float((runs[0] - runs[1]).abs().max()) < 1e-14

@@ -85,9 +85,7 @@ def test_the_embedded_method_is_one_order_below_the_error(name: str) -> None:
     for order in range(1, tableau.error_order):
         assert misses(tableau.a, tableau.b_hat, order) == []
     assert misses(tableau.a, tableau.b_hat, tableau.error_order)
-    assert tableau.error == tuple(
-        b - hat for b, hat in zip(tableau.b, tableau.b_hat, strict=True)
-    )
+    assert tableau.error == tuple(b - hat for b, hat in zip(tableau.b, tableau.b_hat, strict=True))
     assert METHODS[name].adaptive
 
 

@@ -36,7 +36,10 @@ def model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Ten
         score = LAW.score(path)
         return lambda t, x: -path.coefficients(t).alpha * score(t, x)
     exact: Callable[[Tensor, Tensor], Tensor] = {
-        "velocity": LAW.velocity, "score": LAW.score, "noise": LAW.noise, "data": LAW.data,
+        "velocity": LAW.velocity,
+        "score": LAW.score,
+        "noise": LAW.noise,
+        "data": LAW.data,
     }[view](path)  # type: ignore[operator]
     return exact
 
@@ -111,7 +114,9 @@ def test_a_start_close_to_the_data(view: str) -> None:
     assert torch.equal(sol.xs[-1], sol.x)
 
 
-def from_convention(path: interp.Interpolant, convention: str | tuple[str, int], told: Tensor) -> Tensor:
+def from_convention(
+    path: interp.Interpolant, convention: str | tuple[str, int], told: Tensor
+) -> Tensor:
     """The t that a model of the convention was told."""
     if convention == "t":
         return told
