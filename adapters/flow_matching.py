@@ -16,7 +16,7 @@ import interp
 from interp.errors import OptionError
 from interp.likelihood import bits_per_dim, dequantise, level_width
 from interp.solvers import solve
-from interp.solvers.methods import find
+from interp.solvers.catalogue import find
 
 from . import networks
 from .arguments import as_path, check_label, split

@@ -22,7 +22,7 @@ from report import interleaved, median, seconds, write
 from torch import Tensor
 
 import interp
-from interp.solvers.methods import METHODS
+from interp.solvers.catalogue import METHODS
 
 SIZES = ("1x2", "256x2", "256x64", "256x784")
 TOLERANCE = 1e-5

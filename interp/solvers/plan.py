@@ -15,7 +15,7 @@ from ..errors import InterpError, OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
 from . import grids, rust_backend, torch_backend, torchdiffeq_backend
-from .methods import Method
+from .catalogue import Method
 from .problem import Adaptive, NoiseKey, Observer, Problem, Report
 
 Engine = Callable[..., Report]

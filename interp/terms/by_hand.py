@@ -94,10 +94,13 @@ def _spread_diffusion(value: object, x: Tensor) -> Tensor:
     if not isinstance(value, (Tensor, int, float)):
         kind = type(value).__name__
         raise FieldError(f"the diffusion returned a {kind}. Return a number or a tensor like x.")
-    if isinstance(value, Tensor) and (value.is_complex() or value.layout is not torch.strided):
-        raise FieldError(
-            f"the diffusion is a tensor of {value.dtype} and {value.layout}. Return real, dense numbers."
-        )
+    if isinstance(value, Tensor):
+        elsewhere = value.ndim > 0 and value.device != x.device
+        if value.is_complex() or value.layout is not torch.strided or elsewhere:
+            raise FieldError(
+                f"the diffusion is a tensor of {value.dtype} and {value.layout} on {value.device}. "
+                f"Return real, dense numbers on {x.device}."
+            )
     tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if not _broadcasts(tensor, x):
         raise FieldError(

@@ -132,7 +132,7 @@ def collects_and_deletes(x: Tensor) -> None:
             self.me, self.value = self, value
 
     def field(t: Tensor, x: Tensor) -> Tensor:
-        Cycle(x), Cycle(t), Cycle(-x)  # noqa: B018 - left to the collector
+        Cycle(x), Cycle(t), Cycle(-x)
         result = -x
         del x, t
         gc.collect(0)

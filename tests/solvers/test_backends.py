@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
-from interp.solvers.methods import METHODS
+from interp.solvers.catalogue import METHODS
 
 F32, F64 = torch.float32, torch.float64
 ODES = [m.name for m in interp.methods("ode")]

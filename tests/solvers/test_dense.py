@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.solvers.methods import METHODS
+from interp.solvers.catalogue import METHODS
 
 F64 = torch.float64
 ODES = [m.name for m in interp.methods("ode")]

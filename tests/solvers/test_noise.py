@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import rust_solvers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 import interp
+import rust_solvers
 from interp import noise
 from interp.errors import InterpError, OptionError, UnknownName
 from interp.noise import BrownianPath

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.solvers.methods import METHODS
+from interp.solvers.catalogue import METHODS
 
 F64 = torch.float64
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 
 from interp.solvers import methods
-from interp.solvers.methods import METHODS
+from interp.solvers.catalogue import METHODS
 from interp.solvers.tableaus import Tableau
 
 Tree = tuple["Tree", ...]

@@ -17,7 +17,7 @@ from ..arguments import host, real
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import grids
-from .methods import Method, find
+from .catalogue import Method, find
 from .plan import Plan, Request, failure, plan
 from .problem import Observer, Report
 from .result import Solution, Stats, StepState
