@@ -75,6 +75,7 @@ def solve(
     """
     began = time.perf_counter()
     term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
+    _check_extras(cond, callback)
     chosen = find(method)
     request = _request(
         term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row,
@@ -102,6 +103,15 @@ def _callable(term: object) -> Callable[..., Tensor]:
 
 
 # Checks
+
+
+def _check_extras(cond: object, callback: object) -> None:
+    if cond is not None and not isinstance(cond, Mapping):
+        kind = type(cond).__name__
+        raise OptionError(f'cond is a {kind}. Give a mapping of names to values, {{"label": y}}.')
+    if callback is not None and not callable(callback):
+        kind = type(callback).__name__
+        raise OptionError(f"callback is a {kind}, not a function. Give callback(state).")
 
 
 def _request(

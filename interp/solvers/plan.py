@@ -192,7 +192,8 @@ def _plan_sde(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observ
     grid = request.grid
     if grid is None:
         raise OptionError(f"{request.method.name} takes the steps it is given. Give steps=N.")
-    missing = [s for s in request.saves if s not in set(grid)]
+    nodes = set(grid)
+    missing = [s for s in request.saves if s not in nodes]
     if missing:
         raise OptionError(
             f"save_at holds t = {missing[0]!r}, between two steps, where an SDE has no state. Give "

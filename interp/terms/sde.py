@@ -5,16 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import views
 from ..arguments import host, like, spread
-from ..errors import OptionError, TimeError, UndeterminedView, UnknownName, Unsupported
+from ..errors import (
+    FieldError,
+    OptionError,
+    ScheduleError,
+    TimeError,
+    UndeterminedView,
+    UnknownName,
+    Unsupported,
+)
 from ..scalar import Schedule
-from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times, told
+from .model import (
+    NEGLIGIBLE,
+    Cond,
+    Field,
+    Model,
+    PathTerm,
+    bound,
+    check_callable,
+    check_start,
+    check_times,
+    told,
+)
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
@@ -68,7 +87,7 @@ class PathSDE(PathTerm):
         diffusion: float | str | Callable[[Tensor], Tensor | float],
         score: Model | None = None,
     ) -> None:
-        self.pair = not isinstance(view, str) and tuple(view) == ("velocity", "score")
+        self.pair = isinstance(view, (tuple, list)) and tuple(view) == ("velocity", "score")
         super().__init__(path, model, "velocity" if self.pair else view, time)  # type: ignore[arg-type]
         if not self.pair and score is None and not path.gaussian_base:
             raise UndeterminedView(
@@ -80,6 +99,8 @@ class PathSDE(PathTerm):
                 f"view={view!r} and a score of its own contradict each other. With score=, the model "
                 'is one of the velocity: view="velocity".'
             )
+        if score is not None:
+            check_callable("score", score)
         self.score = score
         self.diffusion = diffusion
         self._eps = self._schedule(diffusion)
@@ -139,7 +160,15 @@ class PathSDE(PathTerm):
             k = self.path.coefficients(t)
             squared = 2 * (k.sigma**2 * k.dbeta / k.beta - k.sigma_dsigma)
             return squared.clamp(min=0).sqrt()
-        eps = self._eps(t)
+        try:
+            eps = self._eps(t)
+        except ScheduleError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ScheduleError(
+                f"diffusion(t) does not take a tensor of times ({error}). Write it elementwise, in "
+                "operations of torch."
+            ) from error
         bad = ~((eps >= 0) & eps.isfinite())
         if bad.any():
             raise OptionError(
@@ -158,14 +187,24 @@ class PathSDE(PathTerm):
         def drift(t: Tensor, x: Tensor) -> Tensor:
             t = t.double()
             if self.score is None:
-                v, s = self.model(told(self.path, self.time, t).to(x.dtype), x, **cond)
-                v, s = like(v, x, "the velocity"), like(s, x, "the score")
+                v, s = self._both(t, x, cond)
             else:
-                v, s = self.call(t, x, cond), self.score(t.to(x.dtype), x, **cond)
+                v = self.call(t, x, cond)
+                s = like(self.score(t.to(x.dtype), x, **cond), x, "the score")
             weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
             return v + weighted
 
         return drift
+
+    def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        """Velocity and score of a model that returns both."""
+        both: Any = self.model(told(self.path, self.time, t).to(x.dtype), x, **cond)
+        if not isinstance(both, (tuple, list)) or len(both) != 2:
+            raise FieldError(
+                f"the model returned a {type(both).__name__} where view=('velocity', 'score') needs "
+                "two tensors. Return (velocity, score)."
+            )
+        return like(both[0], x, "the velocity"), like(both[1], x, "the score")
 
     def steps(self, grid: list[float]) -> Steps:
         """The recurrence on a grid of times.

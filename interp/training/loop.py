@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,8 @@ def train(
         run = Run(Path(out), config, resume=resume, overwrite=overwrite, keep=keep)
         if (last := run.last()) is not None:
             state.load(last)
-    with _global_generator_kept(), Bar(steps, state.step, progress) as bar:
+    devices = [state.device] if state.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), Bar(steps, state.step, progress) as bar:
         losses = _loop(
             state, run, batches(data, batch_size, seed, state.step), seed, save_every, bar
         )
@@ -175,13 +175,6 @@ def describe(data: Data) -> dict[str, Any]:
         return {}
     counts = torch.bincount(label.long().cpu())
     return {"label_frequencies": (counts.double() / counts.sum()).tolist()}
-
-
-@contextmanager
-def _global_generator_kept() -> Iterator[None]:
-    """Give torch's global generators back as they were."""
-    with torch.random.fork_rng():
-        yield
 
 
 def _check(**numbers: int) -> None:

@@ -118,11 +118,14 @@ class Run:
             yield
         except OSError as error:
             saved = files.found(self.checkpoints)
-            kept = f"The last checkpoint, {saved[-1].name}, is whole: " if saved else ""
-            remedy = "make room and go on with --resume." if saved else "Choose another folder."
+            remedy = (
+                f"The last checkpoint, {saved[-1].name}, is whole: make the folder writable, with "
+                "room to spare, and go on with --resume (resume=True)."
+                if saved
+                else "Choose another folder."
+            )
             raise TrainingError(
-                f"the run in {self.folder} cannot be written: {error.strerror or error}. "
-                f"{kept}{remedy}"
+                f"the run in {self.folder} cannot be written: {error.strerror or error}. {remedy}"
             ) from error
 
 

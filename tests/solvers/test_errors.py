@@ -49,7 +49,7 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     # methods and their options
     (flow, {"method": "dopri"}, UnknownName, "method called 'dopri'", "mean dopri5"),
     (flow, {"method": "rk5"}, UnknownName, "method called 'rk5'", "mean rk4 or rk38"),
-    (flow, {"method": 4}, UnknownName, "method called 4", "Known: .*euler"),
+    (flow, {"method": 4}, UnknownName, "method called 4", "mean rk4"),
     (flow, {"max_step": 3}, UnknownName, "option of dopri5 called 'max_step'", "mean max_steps"),
     (flow, {"method": "heun", "steps": 2, "max_steps": 3}, UnknownName, "option of heun", "Known"),
     (flow, {"seeds": 3}, UnknownName, "option of dopri5 called 'seeds'", "Known"),
@@ -73,10 +73,10 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     (flow, {"grid": "uniform"}, OptionError, "how many steps", "steps=N"),
     (flow, {"grid": [0.0, 0.5, 0.5, 1.0]}, OptionError, r"grid\[1\] = 0\.5.*grid\[2\] = 0\.5", "mono"),
     (flow, {"grid": [0.0, 0.7, 0.5, 1.0]}, OptionError, r"grid\[1\] = 0\.7", "strictly monotone"),
-    (flow, {"grid": [1.0, 0.5, 0.0]}, OptionError, "from 1 to 0.*from 0 to 1", "t= with the grid's"),
-    (flow, {"grid": [0.0, 0.5]}, OptionError, "from 0 to 0.5", "with these ends"),
+    (flow, {"grid": [1.0, 0.5, 0.0]}, OptionError, r"from 1\.0 to 0\.0.*from 0\.0 to 1\.0", "t= with the grid's"),
+    (flow, {"grid": [0.0, 0.5]}, OptionError, r"from 0\.0 to 0\.5", "with these ends"),
     (flow, {"grid": [0.0, 1.5, 1.0]}, OptionError, r"grid\[1\] = 1\.5", "strictly monotone"),
-    (flow, {"grid": [0.0]}, OptionError, "grid is from 0 to 0", "ends"),
+    (flow, {"grid": [0.0]}, OptionError, r"grid is from 0\.0 to 0\.0", "ends"),
     (flow, {"grid": []}, OptionError, "grid is empty", "ends"),
     (flow, {"grid": [0.0, math.nan, 1.0]}, TimeError, "grid holds nan", "finite times"),
     (flow, {"grid": 5}, OptionError, "grid=5", "list or a tensor"),
@@ -126,7 +126,7 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     # backends
     (flow, {"backend": "rusty"}, UnknownName, "backend called 'rusty'", "mean rust"),
     (flow, {"backend": "jax"}, UnknownName, "backend called 'jax'", "Known: auto, rust, torch"),
-    (flow, {"backend": "rust", "x": X.half()}, Unsupported, r"torch\.float16 on cpu", 'd="torch"'),
+    (flow, {"backend": "rust", "x": X.half(), "steps": 2}, Unsupported, r"torch\.float16 on cpu", 'd="torch"'),
     (flow, {"backend": "rust", "x": X.to("meta")}, Unsupported, "on meta", 'backend="torch"'),
     (
         flow, {"backend": "rust", "x": X.clone().requires_grad_()}, Unsupported,
@@ -232,7 +232,8 @@ def test_by_hand_any_interval_will_do() -> None:
     for ends in ((-3.0, 5.0), (2.0, -1.5), (10.0, 10.5)):
         sol = interp.solve(field, X.double(), ends)
         truth = X.double() * math.exp(ends[0] - ends[1])
-        assert float(((sol.x - truth) / truth).abs().max()) < 1e-3  # rtol 1e-5, e^8 at most
+        # A local error of atol = 1e-5, over a state that has shrunk to e^-8 = 3e-4.
+        assert float(((sol.x - truth) / truth).abs().max()) < 0.1
         noise = interp.solve(interp.SDE(field, 0.0), X, ends, "euler_maruyama", steps=4)
         assert noise.x.isfinite().all()
 
