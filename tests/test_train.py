@@ -353,6 +353,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     ("options", "message"),
     [
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"save_every": 0}, "save_every is 0"),
         ({"ema": 1.0}, "ema is 1.0"),
@@ -372,6 +373,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path, o
         (torch.zeros(3, 4, dtype=torch.uint8), "uint8"),
         ({"y": DATA}, "no 'x'"),
         ({"x": DATA, "label": LABELS[:3]}, "Match them"),
+        ({"x": DATA, "label": LABELS - 1}, "a label is -1"),
         (DATA.clone().index_fill(0, torch.tensor([7]), float("nan")), "first in row 7"),
         ("digits", "data is a str"),
         ([{"z": 1}], "a batch is a dict"),

@@ -30,7 +30,7 @@ _WHOLE = (0.0, 1.0)
 def solve(
     term: Term | Callable[..., Tensor],
     x: Tensor,
-    t: tuple[float, float] = _WHOLE,
+    t: grids.Times = _WHOLE,
     method: str = "dopri5",
     backend: str = "auto",
     steps: int | None = None,
@@ -41,7 +41,7 @@ def solve(
     seed: int | None = None,
     first_row: int = 0,
     cond: Mapping[str, Any] | None = None,
-    callback: Callable[[StepState], None] | None = None,
+    callback: Callable[[StepState], object] | None = None,
     progress: bool = False,
     **method_options: Any,
 ) -> Solution:
@@ -278,7 +278,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
 def _observer(
     term: Term,
     cond: Cond,
-    callback: Callable[[StepState], None] | None,
+    callback: Callable[[StepState], object] | None,
     bar: Callable[[float, int], None] | None,
 ) -> Observer | None:
     if callback is None and bar is None:

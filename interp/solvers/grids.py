@@ -80,18 +80,13 @@ def grid_times(
         raise OptionError("steps and a grid of times contradict each other. Give one of the two.")
     times = numbers("grid", grid)
     if len(times) < 2 or (times[0], times[-1]) != ends:
-        shown = f"from {_plain(times[0])} to {_plain(times[-1])}" if times else "empty"
+        shown = f"from {times[0]!r} to {times[-1]!r}" if times else "empty"
         raise OptionError(
-            f"the grid is {shown}, and the run goes from {_plain(ends[0])} to {_plain(ends[1])}. "
+            f"the grid is {shown}, and the run goes from {ends[0]!r} to {ends[1]!r}. "
             "Give a grid with these ends, or t= with the grid's."
         )
     check_monotone("grid", times, ends)
     return times
-
-
-def _plain(t: float) -> str:
-    """All digits, so that times a rounding apart look different, and no idle ".0"."""
-    return repr(t).removesuffix(".0")
 
 
 def check_monotone(name: str, times: list[float], ends: tuple[float, float]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..interpolant import Interpolant
 
 Field = Callable[[Tensor, Tensor], Tensor]
-Model = Callable[..., Tensor]
+Model = Callable[..., Any]  # a tensor like x; (velocity, score) where a term asks for both
 Cond = Mapping[str, Any]
 
 #: What a model may want to be told instead of t.

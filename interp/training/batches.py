@@ -63,6 +63,9 @@ def check_tensors(data: Tensor | Mapping[str, Tensor]) -> None:
             raise DataError(f"{name} has {column.shape[:1]} rows and x has {len(x)}. Match them.")
     if len(x) == 0:
         raise DataError("the data have no rows. Give at least one.")
+    label = columns.get("label")
+    if label is not None and not label.is_floating_point() and int(label.min()) < 0:
+        raise DataError(f"a label is {int(label.min())}. Give labels from zero up.")
     bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten()
     if len(bad):
         raise DataError(

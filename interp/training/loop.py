@@ -171,7 +171,7 @@ def _to(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 def describe(data: Data) -> dict[str, Any]:
     """What config.json keeps of the data: how often each label occurs, where that is known."""
     label = data.get("label") if isinstance(data, Mapping) else None
-    if not isinstance(label, Tensor):
+    if not isinstance(label, Tensor) or label.is_floating_point() or label.ndim != 1:
         return {}
     counts = torch.bincount(label.long().cpu())
     return {"label_frequencies": (counts.double() / counts.sum()).tolist()}
@@ -179,5 +179,5 @@ def describe(data: Data) -> dict[str, Any]:
 
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
-        if value < 1:
-            raise OptionError(f"{name} is {value}. Give a whole number, 1 or more.")
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(f"{name} is {value!r}. Give a whole number, 1 or more.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import interp
 from interp.errors import FieldError
+from interp.solvers import StepState
 
 F32, F64 = torch.float32, torch.float64
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +75,7 @@ def buffered(way: str) -> Field:
             "data": lambda: memory[0].data,
             "detached": lambda: memory[0].detach(),
             "numpy": lambda: torch.from_numpy(array[0]),
-            "dlpack": lambda: torch.from_dlpack(array[0]),
+            "dlpack": lambda: torch.utils.dlpack.from_dlpack(array[0]),
             "slice": lambda: memory[0][:],
         }[way]()
 
@@ -129,7 +131,7 @@ RESULTS: dict[str, Field] = {
     "subclass": lambda t, x: (-x).as_subclass(Plain),
     "watched": lambda t, x: (-x).as_subclass(Watched),
     "numpy": lambda t, x: torch.from_numpy(-x.numpy()),
-    "dlpack": lambda t, x: torch.from_dlpack(-x.numpy()),
+    "dlpack": lambda t, x: torch.utils.dlpack.from_dlpack(-x.numpy()),
     "inference": in_inference,
     "gradient": of_an_energy,
     "offset": lambda t, x: torch.cat([x.new_zeros(1), -x.flatten()])[1:].reshape(x.shape),
@@ -248,6 +250,9 @@ def test_writing_into_the_state_is_found_out(size: int, backend: str) -> None:
         x.zero_()
         return result
 
+    def zero(state: StepState) -> None:
+        state.x.zero_()
+
     x = column(size)
     before = x.clone()
     if backend == "torchdiffeq":  # it is given a copy there, and may
@@ -258,7 +263,7 @@ def test_writing_into_the_state_is_found_out(size: int, backend: str) -> None:
     with pytest.raises(FieldError, match=r"callback wrote into the state.*x\.clone\(\)"):
         interp.solve(
             lambda t, x: -x, x, method="heun", backend=backend, steps=3,
-            callback=lambda s: s.x.zero_(),
+            callback=zero,
         )  # fmt: skip
     assert torch.equal(x, before)
 
@@ -272,7 +277,7 @@ def test_re_typing_the_state_is_found_out(size: int) -> None:
         x.t_()
 
     def elsewhere(x: Tensor) -> None:
-        x.set_(torch.zeros_like(x))
+        x.set_(torch.zeros(3, dtype=x.dtype).untyped_storage(), 0, (3,))
 
     def other_data(x: Tensor) -> None:
         x.data = torch.zeros_like(x)
@@ -350,8 +355,9 @@ def test_a_result_that_is_none(kind: str, backend: str, where: str) -> None:
 @pytest.mark.parametrize("backend", ["rust", "torch"])
 def test_the_last_step_of_a_data_model_is_checked_as_well(backend: str) -> None:
     path = interp.schedules.linear()
-    for wrong in (None, 1.0, torch.ones(2), torch.ones(3, 2)):
-        term = path.ode(lambda t, x, wrong=wrong: wrong, view="data")
+    wrong: list[Any] = [None, 1.0, torch.ones(2), torch.ones(3, 2)]
+    for result in wrong:
+        term = path.ode(lambda t, x, result=result: result, view="data")
         with pytest.raises(FieldError, match="Return"):
             interp.solve(
                 term, torch.ones(3, 2, dtype=F64), method="euler", backend=backend, steps=1

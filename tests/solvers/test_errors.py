@@ -73,10 +73,10 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     (flow, {"grid": "uniform"}, OptionError, "how many steps", "steps=N"),
     (flow, {"grid": [0.0, 0.5, 0.5, 1.0]}, OptionError, r"grid\[1\] = 0\.5.*grid\[2\] = 0\.5", "mono"),
     (flow, {"grid": [0.0, 0.7, 0.5, 1.0]}, OptionError, r"grid\[1\] = 0\.7", "strictly monotone"),
-    (flow, {"grid": [1.0, 0.5, 0.0]}, OptionError, r"from 1\.0 to 0\.0.*from 0\.0 to 1\.0", "t= with the grid's"),
-    (flow, {"grid": [0.0, 0.5]}, OptionError, r"from 0\.0 to 0\.5", "with these ends"),
+    (flow, {"grid": [1.0, 0.5, 0.0]}, OptionError, "grid is from 1.* to 0", "t= with the grid's"),
+    (flow, {"grid": [0.0, 0.5]}, OptionError, r"from 0.* to 0\.5", "with these ends"),
     (flow, {"grid": [0.0, 1.5, 1.0]}, OptionError, r"grid\[1\] = 1\.5", "strictly monotone"),
-    (flow, {"grid": [0.0]}, OptionError, r"grid is from 0\.0 to 0\.0", "ends"),
+    (flow, {"grid": [0.0]}, OptionError, "grid is from 0.* to 0", "ends"),
     (flow, {"grid": []}, OptionError, "grid is empty", "ends"),
     (flow, {"grid": [0.0, math.nan, 1.0]}, TimeError, "grid holds nan", "finite times"),
     (flow, {"grid": 5}, OptionError, "grid=5", "list or a tensor"),
@@ -126,7 +126,10 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     # backends
     (flow, {"backend": "rusty"}, UnknownName, "backend called 'rusty'", "mean rust"),
     (flow, {"backend": "jax"}, UnknownName, "backend called 'jax'", "Known: auto, rust, torch"),
-    (flow, {"backend": "rust", "x": X.half(), "steps": 2}, Unsupported, r"torch\.float16 on cpu", 'd="torch"'),
+    (
+        flow, {"backend": "rust", "x": X.half(), "steps": 2}, Unsupported,
+        r"torch\.float16 on cpu", 'backend="torch"',
+    ),
     (flow, {"backend": "rust", "x": X.to("meta")}, Unsupported, "on meta", 'backend="torch"'),
     (
         flow, {"backend": "rust", "x": X.clone().requires_grad_()}, Unsupported,
@@ -241,19 +244,23 @@ def test_by_hand_any_interval_will_do() -> None:
 def test_numbers_of_other_types_are_numbers() -> None:
     import numpy as np
 
-    sol = interp.solve(
-        interp.SDE(field, np.float32(0.5)), X, (np.float32(0.0), 1), "euler_maruyama",
-        steps=np.int64(3), seed=np.int32(1), first_row=np.uint8(0), depth=np.int64(8),
-    )  # fmt: skip
+    half: Any = np.float32(0.5)
+    counts: Call = {
+        "steps": np.int64(3),
+        "seed": np.int32(1),
+        "first_row": np.uint8(0),
+        "depth": np.int64(8),
+    }
+    sol = interp.solve(interp.SDE(field, half), X, (half, 1), "euler_maruyama", **counts)
     assert (sol.stats.steps, sol.stats.depth, sol.stats.seed) == (3, 8, 1)
-    adaptive = interp.solve(
-        field, X, rtol=np.float32(1e-4), atol=np.float64(1e-4), max_steps=np.int64(99)
-    )
-    assert adaptive.stats.status == "done"
-    on_tensor = interp.solve(
-        field, X, torch.tensor([0.0, 1.0]), "euler", grid=torch.linspace(0, 1, 4)
-    )
-    assert on_tensor.stats.steps == 3
+    tolerances: Call = {
+        "rtol": np.float32(1e-4),
+        "atol": np.float64(1e-4),
+        "max_steps": np.int64(99),
+    }
+    assert interp.solve(field, X, **tolerances).stats.status == "done"
+    times: Call = {"t": torch.tensor([0.0, 1.0]), "grid": torch.linspace(0, 1, 4)}
+    assert interp.solve(field, X, method="euler", **times).stats.steps == 3
 
 
 def test_a_tolerance_below_rounding_warns_and_runs() -> None:
@@ -273,9 +280,13 @@ def test_an_eps_written_for_single_numbers(backend: str) -> None:
         lambda t: 0.5 if t < 0.5 else 0.1, lambda t: math.sqrt(1 - t), lambda t: None,
         lambda t: torch.ones(7, dtype=torch.float64),
     ):  # fmt: skip
-        with pytest.raises(InterpError, match=r"t.*(elementwise|Return|Write)"):
-            term = PATH.sde(law.data(PATH), view="data", diffusion=eps)  # type: ignore[arg-type, return-value]
+
+        def run(eps: Any = eps) -> None:
+            term = PATH.sde(law.data(PATH), view="data", diffusion=eps)
             interp.solve(term, torch.ones(3, 1), method="euler_maruyama", steps=4, backend=backend)
+
+        with pytest.raises(InterpError, match=r"t.*(elementwise|Return|Write)"):
+            run()
 
 
 @pytest.mark.parametrize("backend", ["rust", "torch"])
@@ -288,6 +299,7 @@ def test_a_pair_or_score_that_is_none(backend: str) -> None:
     for model in wrong:
         with pytest.raises(InterpError, match="Return|Give"):
             interp.solve(PATH.sde(model, view=("velocity", "score"), diffusion=1.0), X, **options)
-    for score in (lambda t, x: None, lambda t, x: x[:1], lambda t, x: x.double()):
+    scores: list[Any] = [lambda t, x: None, lambda t, x: x[:1], lambda t, x: x.double()]
+    for score in scores:
         with pytest.raises(InterpError, match="score.*Return"):
             interp.solve(PATH.sde(field, diffusion=1.0, score=score), X, **options)

@@ -32,19 +32,19 @@ def test_nan_from_step_50_on(bad: float, method: str, backend: str) -> None:
             result[rows, 1] = bad
         return result
 
-    options = {"method": method, "backend": backend}
+    options: dict[str, Any] = {"method": method, "backend": backend}
     with pytest.raises(SolveError, match=r"NaN or infinite at t = .*rows 1, 4.*\.last") as caught:
-        interp.solve(field, x, steps=100, **options)  # type: ignore[arg-type]
+        interp.solve(field, x, steps=100, **options)
     error = caught.value
     # heun, rk4 and dopri5 have a stage at the end of a step: it is the 50th that fails there.
     steps = 50 if method == "euler" else 49
     assert (error.step, error.rows, error.reason) == (steps, rows, "non_finite")
     assert error.time == pytest.approx(steps / 100, abs=1e-15)
-    good = interp.solve(lambda t, x: -x, x, (0.0, error.time), steps=steps, **options)  # type: ignore[arg-type]
+    good = interp.solve(lambda t, x: -x, x, (0.0, error.time), steps=steps, **options)
     assert float((error.last - good.x).abs().max()) < 1e-14  # the same steps, to rounding of t
     partial = interp.solve(
         field, x, steps=100, on_failure="partial", save_at=[0.1, 0.3, 0.7, 1.0], **options
-    )  # type: ignore[arg-type]
+    )
     assert partial.stats.status == "non_finite"
     assert torch.equal(partial.x, error.last)
     assert partial.ts.tolist() == [0.1, 0.3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -275,7 +276,7 @@ def test_rows_are_independent() -> None:
      {"seed": "x"}, {"first_row": -1}],
     ids=str,
 )  # fmt: skip
-def test_bad_options_of_the_noise(options: dict[str, object]) -> None:
+def test_bad_options_of_the_noise(options: dict[str, Any]) -> None:
     name = next(iter(options))
     for backend in ("rust", "torch"):
         with pytest.raises(InterpError, match=f"{name}=.*Give"):

@@ -43,15 +43,18 @@ def state(rows: int = 4) -> Tensor:
 def test_evaluations_are_those_of_the_field(method: str, backend: str) -> None:
     if backend == "torchdiffeq" and METHODS[method].peer is None:
         pytest.skip("not a method there")
-    for options in ({"steps": 6}, {"steps": 6, "save_at": [0.2, 0.95, 1.0]}, {"rtol": 1e-6}):
+    kinds: list[dict[str, Any]] = [
+        {"steps": 6}, {"steps": 6, "save_at": [0.2, 0.95, 1.0]}, {"rtol": 1e-6},
+    ]  # fmt: skip
+    for options in kinds:
         if "rtol" in options and not METHODS[method].adaptive:
             continue
         if backend == "torchdiffeq" and METHODS[method].adaptive and "steps" in options:
             continue
-        field, seen = Counted(), []
+        field, seen = Counted(), list[StepState]()
         sol = interp.solve(
             field, state(), method=method, backend=backend,
-            callback=lambda s: seen.append(s), **options,
+            callback=seen.append, **options,
         )  # fmt: skip
         stats = sol.stats
         assert stats.nfe == field.calls
@@ -182,7 +185,7 @@ def test_the_callback_of_an_sde_and_of_a_field_by_hand() -> None:
 
 def test_a_progress_bar_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for ends in ((0.0, 1.0), (0.9, 0.2), (-1.0, 2.3)):
-        for options in ({"steps": 7}, {}):
+        for options in (dict[str, Any](steps=7), dict[str, Any]()):
             plain = interp.solve(Counted(), state(), ends, **options)
             shown = interp.solve(Counted(), state(), ends, progress=True, **options)
             assert torch.equal(plain.x, shown.x)
@@ -280,7 +283,7 @@ def test_gradients_through_terms(term: str) -> None:
     path = schedules.trigonometric()
 
     def end(x: Tensor) -> Tensor:
-        made = {
+        made: Any = {
             "sde": interp.SDE(lambda t, x: -x.sin(), lambda t, x: 0.3 + 0.1 * x),
             "path sde": path.sde(LAW.data(path), view="data", diffusion=0.5),
             "data": path.ode(LAW.data(path), view="data"),
@@ -312,12 +315,12 @@ def test_forward_mode_and_transforms(method: str) -> None:
         return interp.solve(lambda t, x: -x, x, method=method, steps=steps).x
 
     truth = v * torch.exp(torch.tensor(-1.0, dtype=F64))
-    _, tangent = torch.func.jvp(end, (x,), (v,))
+    tangent = torch.func.jvp(end, (x,), (v,))[1]
     assert float((tangent - truth).abs().max()) < 1e-4  # the run's own error
     (gradient,) = torch.func.vjp(end, x)[1](v)
     assert float((gradient - truth).abs().max()) < 1e-4
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, v)
-        _, tangent = torch.autograd.forward_ad.unpack_dual(end(dual))
+        dual = torch.autograd.forward_ad.make_dual(x, v)  # type: ignore[no-untyped-call]
+        tangent = torch.autograd.forward_ad.unpack_dual(end(dual)).tangent  # type: ignore[no-untyped-call]
     assert tangent is not None
     assert float((tangent - truth).abs().max()) < 1e-4

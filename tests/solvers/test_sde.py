@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_geometric_brownian_motion_path_by_path() -> None:
 @pytest.mark.parametrize("backend", ["rust", "torch"])
 def test_all_forms_of_one_diffusion(backend: str) -> None:
     x = torch.linspace(-1, 1, 15, dtype=F64).reshape(5, 3)
-    forms = [
+    forms: list[Any] = [
         0.3, torch.tensor(0.3), torch.full_like(x, 0.3),
         lambda t: 0.3, lambda t, x: 0.3, lambda t, x: torch.full_like(x, 0.3),
         lambda t, x: torch.full((5, 1), 0.3, dtype=F64), lambda *both: torch.tensor(0.3),
@@ -305,12 +306,14 @@ def test_a_pair_of_views_and_a_score_of_its_own() -> None:
     path = PATHS["linear"]
     v, s = LAW.velocity(path), LAW.score(path)
     x = torch.linspace(-1, 1, 6, dtype=F64)[:, None]
-    pair = path.sde(lambda t, x: (v(t, x), s(t, x)), view=("velocity", "score"), diffusion=0.8)
+    both: Any = lambda t, x: (v(t, x), s(t, x))  # noqa: E731
+    pair = path.sde(both, view=("velocity", "score"), diffusion=0.8)
     apart = path.sde(v, diffusion=0.8, score=s)
     hand = interp.SDE(lambda t, x: v(t, x) + 0.32 * s(t, x), 0.8)
+    ways: list[tuple[Any, dict[str, Any]]] = [(pair, {}), (apart, {}), (hand, {"span": (0.0, 1.0)})]
     runs = [
         interp.solve(term, x, (0.1, 0.9), "euler_maruyama", steps=8, seed=1, **options).x
-        for term, options in ((pair, {}), (apart, {}), (hand, {"span": (0.0, 1.0)}))
+        for term, options in ways
     ]
     assert float((runs[0] - runs[1]).abs().max()) < 1e-14
     assert float((runs[0] - runs[2]).abs().max()) < 1e-14
