@@ -41,7 +41,7 @@ def model(path: interp.Interpolant, view: str) -> Exact:
         "noise": LAW.noise,
         "data": LAW.data,
         "base": LAW.noise,  # without a gamma x0 is the noise
-    }[view](path)  # type: ignore[operator]
+    }[view](path)
     return exact
 
 

@@ -106,7 +106,7 @@ def test_the_callers_generator_is_left_alone(tmp_path):
     assert torch.equal(torch.rand(3), wanted)
 
 
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(st.lists(st.integers(1, 11), min_size=1, max_size=3))
 def test_a_run_stopped_anywhere_resumes_to_the_same_numbers(tmp_path_factory, stops):
     folder = tmp_path_factory.mktemp("runs")

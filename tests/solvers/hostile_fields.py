@@ -40,7 +40,7 @@ def check(field: Field, x: Tensor, steps: int = 10, **options: Any) -> None:
         raise ArithmeticError(f"wrong numbers: {sol.x.flatten()[:3].tolist()}")
 
 
-def after(deed: Callable[[Tensor, Tensor], None]) -> Field:
+def after(deed: Callable[[Tensor, Tensor], object]) -> Field:
     """-x, after having done something to the input and the result."""
 
     def field(t: Tensor, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def resizes_its_input(x: Tensor) -> None:
 
 @case
 def sets_its_input_to_other_memory(x: Tensor) -> None:
-    check(after(lambda x, r: x.set_(torch.zeros(3, dtype=F64).untyped_storage(), 0, (3,))), x)
+    check(after(lambda x, r: x.set_(torch.zeros(3, dtype=F64).untyped_storage(), 0, (3,), (1,))), x)
 
 
 @case
@@ -154,7 +154,7 @@ def reaches_into_the_frames(x: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def beside(work: Callable[[], None]) -> Iterator[None]:
+def beside(work: Callable[[], object]) -> Iterator[None]:
     """Another thread that does something all the time."""
     stop = threading.Event()
 
@@ -231,7 +231,7 @@ def a_wrapper_without_memory(x: Tensor) -> None:
             return made
 
         @classmethod
-        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def, override]
             plain = [a.value if isinstance(a, Wrapper) else a for a in args]
             return func(*plain, **(kwargs or {}))
 

@@ -55,7 +55,7 @@ class Watched(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         cls.seen.append(args)
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 def buffered(way: str) -> Field:
@@ -277,7 +277,7 @@ def test_re_typing_the_state_is_found_out(size: int) -> None:
         x.t_()
 
     def elsewhere(x: Tensor) -> None:
-        x.set_(torch.zeros(3, dtype=x.dtype).untyped_storage(), 0, (3,))
+        x.set_(torch.zeros(3, dtype=x.dtype).untyped_storage(), 0, (3,), (1,))
 
     def other_data(x: Tensor) -> None:
         x.data = torch.zeros_like(x)
@@ -348,7 +348,7 @@ def test_a_result_that_is_none(kind: str, backend: str, where: str) -> None:
     method = "euler_maruyama" if where in ("sde", "diffusion") else "euler"
     x = torch.ones(3, 2, dtype=F64)
     with pytest.raises(FieldError, match=words) as caught:
-        interp.solve(terms[where](), x, (0.1, 1.0), method, backend, steps=2)  # type: ignore[arg-type]
+        interp.solve(terms[where](), x, (0.1, 1.0), method, backend, steps=2)  # type: ignore[arg-type, no-untyped-call]
     assert "Return" in str(caught.value)
 
 

@@ -181,7 +181,7 @@ MODEL: dict[str, tuple[Callable[[], object], type[InterpError], str, str]] = {
     ),
     "a time": (lambda: PATH.ode(field, time="sigmas"), UnknownName, "'sigmas'", "mean sigma"),
     "an index": (
-        lambda: PATH.ode(field, time=("index", 0)), UnknownName, r"\('index', 0\)", "index.*n",  # type: ignore[arg-type]
+        lambda: PATH.ode(field, time=("index", 0)), UnknownName, r"\('index', 0\)", "index.*n",
     ),
     "no model": (lambda: PATH.ode(3), OptionError, "model is a int", "Give model"),  # type: ignore[arg-type]
     "no field": (lambda: interp.ODE(3.0), OptionError, "field is a float", "Give field"),  # type: ignore[arg-type]

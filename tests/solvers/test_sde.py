@@ -164,7 +164,7 @@ def exact_model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor
         "noise": LAW.noise,
         "data": LAW.data,
         "base": LAW.noise,
-    }[view](path)  # type: ignore[operator]
+    }[view](path)
     return lambda t, x: exact(t, x.reshape(-1, 1)).reshape(x.shape)
 
 

@@ -40,7 +40,7 @@ def model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Ten
         "score": LAW.score,
         "noise": LAW.noise,
         "data": LAW.data,
-    }[view](path)  # type: ignore[operator]
+    }[view](path)
     return exact
 
 
