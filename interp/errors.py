@@ -77,6 +77,7 @@ class SolveError(InterpError, RuntimeError):
         reason: str,
     ) -> None:
         super().__init__(message)
+        self._args = (message, time, step, list(rows), last, reason)
         self.time, self.step, self.rows, self.last, self.reason = (
             time,
             step,
@@ -84,6 +85,16 @@ class SolveError(InterpError, RuntimeError):
             last,
             reason,
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuilt from all its parts, so that it survives the way out of a worker process."""
+        return _solve_error, self._args
+
+
+def _solve_error(
+    message: str, time: float, step: int, rows: Sequence[int], last: Tensor, reason: str
+) -> SolveError:
+    return SolveError(message, time=time, step=step, rows=rows, last=last, reason=reason)
 
 
 class TrainingError(InterpError, RuntimeError):

@@ -171,11 +171,11 @@ def normal(
 
 @dataclass
 class BrownianPath:
-    """One Brownian path W on ``span`` for every step size.
+    """One Brownian path W on ``span`` for every step size; keeps the branch of the last time.
 
     W(a) = 0, W(b) = sqrt(b - a) Z at the root; a node [l, r] of width w splits at its middle,
     W(m) = (W(l) + W(r)) / 2 + sqrt(w / 4) Z, down to ``depth`` levels; a time inside a leaf takes
-    one bridge normal keyed by the time. Stateless and O(1) in memory: W(t) costs depth + 1 normals.
+    one bridge normal keyed by the time.
 
     Args:
         rows, row_len: the batch and the number of elements in a row.
@@ -194,6 +194,8 @@ class BrownianPath:
 
     def __post_init__(self) -> None:
         self._key = stream_key(self.seed, STREAMS["path"])
+        self._end: Tensor | None = None
+        self._middles: dict[int, tuple[int, Tensor]] = {}
 
     def _draw(self, node: int) -> Tensor:
         args = (self.rows, self.row_len, self.first_row, self._key, node, self.device)
@@ -206,7 +208,9 @@ class BrownianPath:
         left = torch.zeros(self.rows, self.row_len, dtype=torch.float64, device=self.device)
         if position == 0.0:
             return left
-        right = math.sqrt(b - a) * self._draw(0)
+        if self._end is None:
+            self._end = math.sqrt(b - a) * self._draw(0)
+        right = self._end
         if position == leaves:
             return right
         leaf = min(math.floor(position), 2**self.depth - 1)
@@ -214,7 +218,10 @@ class BrownianPath:
             shift = self.depth - level
             node = (1 << level) + (leaf >> shift)
             width = (b - a) / float(1 << level)
-            middle = 0.5 * (left + right) + math.sqrt(width / 4.0) * self._draw(node)
+            known, middle = self._middles.get(level, (None, left))
+            if known != node:
+                middle = 0.5 * (left + right) + math.sqrt(width / 4.0) * self._draw(node)
+                self._middles[level] = (node, middle)
             if position == float((leaf >> shift << shift) + (1 << (shift - 1))):
                 return middle
             left, right = (left, middle) if not leaf >> (shift - 1) & 1 else (middle, right)

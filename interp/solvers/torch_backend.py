@@ -231,12 +231,14 @@ def _starting_step(run: _Run, first: Tensor, goal: Adaptive, order: float) -> fl
     y, span = run.y, abs(goal.to - goal.from_)
     forward = 1.0 if goal.to >= goal.from_ else -1.0
     size, speed = (_error(y, y, 1.0, [1.0], [v], goal) for v in (y, first))
-    trial = min(1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed, span)
+    smallest = min(4 * 2.0**-52 * max(abs(goal.from_), abs(goal.to)), span)
+    trial = 1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
+    trial = max(min(trial, span), smallest)
     moved = run.slope(goal.from_ + forward * trial, y + forward * trial * first)
     change = _error(y, y, 1.0, [1.0, -1.0], [moved, first], goal) / trial
     largest = speed if change != change else max(speed, change)
     step = max(trial * 1e-3, 1e-6) if largest <= 1e-15 else (0.01 / largest) ** (1 / order)
-    return min(step, 100 * trial, span)
+    return max(min(step, 100 * trial, span), smallest)
 
 
 def _adaptive(run: _Run, numbers: Numbers, goal: Adaptive) -> Report:

@@ -186,7 +186,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         }
         let mut h = match run.first_step {
             Some(step) => step,
-            None => self.starting_step(run, forward)?,
+            None => self.starting_step(run, forward, smallest)?,
         };
         let mut controller = Controller::new(self.tableau.order);
         let stages = self.tableau.c.len();
@@ -245,7 +245,13 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
     }
 
     /// The first step after Hairer, Norsett and Wanner (Solving ODEs I, II.4); one evaluation.
-    fn starting_step(&mut self, run: &Adaptive, forward: f64) -> Result<f64, S::Error> {
+    /// Not below `smallest`, whatever a field of enormous values would ask for.
+    fn starting_step(
+        &mut self,
+        run: &Adaptive,
+        forward: f64,
+        smallest: f64,
+    ) -> Result<f64, S::Error> {
         let tolerance = run.tolerance;
         let norm = |system: &S, v: &[T], y: &[T]| {
             system.compute(|| error_norm(&[(1.0, v)], y, y, tolerance))
@@ -254,7 +260,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         let y = self.y.as_ref();
         let slope = self.slopes[0].as_ref().map(AsRef::as_ref).unwrap_or_default();
         let (size, speed) = (norm(self.system, y, y), norm(self.system, slope, y));
-        let trial = starting_step::trial(size, speed).min(span);
+        let trial = starting_step::trial(size, speed).clamp(smallest.min(span), span);
         let mut weights = vec![0.0; self.slopes.len()];
         weights[0] = 1.0;
         self.combine(&weights, forward * trial);
@@ -266,7 +272,8 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         let change = self
             .system
             .compute(|| error_norm(&[(1.0, moved), (-1.0, slope)], y, y, tolerance) / trial);
-        Ok(starting_step::refined(trial, speed, change, self.tableau.order).min(span))
+        Ok(starting_step::refined(trial, speed, change, self.tableau.order)
+            .clamp(smallest.min(span), span))
     }
 
     /// Whether an output time is waiting strictly before the end `next` of the step from `t`.
