@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -118,6 +120,31 @@ def test_other_ways_to_fail(backend: str) -> None:
         interp.solve(jump, x, (0.0, 2.0), backend=backend)
     assert caught.value.reason in ("step_underflow", "too_many_steps", "non_finite")
     assert caught.value.time == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_a_field_too_large_for_a_first_step(backend: str) -> None:
+    """Its norm overflows, and the step that it allows is 0."""
+    x = torch.ones(2, 1, dtype=F64)
+    for field in (lambda t, x: x * 1e300, lambda t, x: torch.full_like(x, 1e308)):
+        with pytest.raises(SolveError) as caught:
+            interp.solve(field, x, backend=backend)
+        assert caught.value.reason in ("step_underflow", "non_finite")
+        assert torch.equal(caught.value.last, x)
+
+
+def test_the_error_travels_between_processes() -> None:
+    with pytest.raises(SolveError) as caught:
+        interp.solve(lambda t, x: x * math.nan, column(6))
+    for again in (pickle.loads(pickle.dumps(caught.value)), copy.deepcopy(caught.value)):
+        assert str(again) == str(caught.value)
+        assert torch.equal(again.last, caught.value.last)
+        assert (again.time, again.step, again.rows, again.reason) == (
+            0.0,
+            0,
+            [0, 1, 2],
+            "non_finite",
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
