@@ -18,6 +18,9 @@ pub struct Root {
     pub depth: u32,
 }
 
+/// A normal takes about as long as so many elements of a pass.
+const NORMAL: usize = 16;
+
 /// The node of a time inside a leaf: its bits, moved to where no node of the tree is (those are below
 /// 2^49, and no finite time has all exponent bits set).
 fn time_node(t: f64) -> u64 {
@@ -139,7 +142,7 @@ impl Path {
         let chunk = |(i, out): (usize, &mut [f64])| {
             fill_normals(out, len, first.wrapping_add((i * rows) as u32), key, node);
         };
-        if crate::kernels::parallel(self.elements) {
+        if crate::kernels::parallel(NORMAL * self.elements) {
             self.normals.par_chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);
         } else {
             self.normals.chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);
