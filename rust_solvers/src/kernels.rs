@@ -272,7 +272,9 @@ mod tests {
                 (0..n).map(|i| (2.0 * e[i] / (0.25 + 0.5 * y[i].abs())).powi(2)).sum::<f64>()
                     / n.max(1) as f64;
             let norm = error_norm(&[(2.0, &e)], &y, &y, tolerance);
-            assert!((norm - mean.sqrt()).abs() <= 1e-13 * mean.sqrt()); // a few roundings of a sum
+            // The plain sum rounds once an element.
+            let rounding = (n + 8) as f64 * f64::EPSILON;
+            assert!((norm - mean.sqrt()).abs() <= rounding * mean.sqrt());
         }
     }
 }
