@@ -6,25 +6,15 @@ there comes from sin, expm1 or log1p of it, never from a difference of numbers n
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .errors import OptionError, UnknownName
-from .interpolant import Interpolant
-from .scalar import Schedule
-
-__all__ = [
-    "Schedule",
-    "from_config",
-    "linear",
-    "names",
-    "trigonometric",
-    "variance_preserving",
-]
+from ..errors import OptionError
+from ..interpolant import Interpolant
+from ..scalar import Schedule
 
 
 class _Exponential(Schedule):
@@ -150,38 +140,3 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Interp
         config={"name": "variance_preserving", "beta_min": beta_min, "beta_max": beta_max},
         time_at_log_snr=time_at_log_snr,
     )
-
-
-_BUILDERS: dict[str, Callable[..., Interpolant]] = {
-    "linear": linear,
-    "trigonometric": trigonometric,
-    "variance_preserving": variance_preserving,
-}
-
-
-def names() -> tuple[str, ...]:
-    """The names of the paths that `from_config` can build, sorted."""
-    return tuple(sorted(_BUILDERS))
-
-
-def from_config(config: Mapping[str, object]) -> Interpolant:
-    """The path that a ``path.config`` describes: {"name": ..., and the builder's arguments}.
-
-    Raises:
-        OptionError: no name, or arguments whose values make no sense.
-        UnknownName: a name or an argument that does not exist.
-    """
-    options = dict(config)
-    name = options.pop("name", None)
-    if name is None:
-        raise OptionError(
-            f'the schedule {dict(config)} has no "name". Give one of {", ".join(names())}.'
-        )
-    builder = _BUILDERS.get(str(name))
-    if builder is None:
-        raise UnknownName.of("schedule", name, names())
-    known = inspect.signature(builder).parameters
-    for option in options:
-        if option not in known:
-            raise UnknownName.of(f"option of the schedule {name}", option, known)
-    return builder(**options)
