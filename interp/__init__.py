@@ -36,7 +36,7 @@ _HOME = {
     "solve": "solvers",
     "train": "training",
 }
-_MODULES = ("errors", "exact", "families", "noise", "plot", "schedules")
+_MODULES = ("errors", "exact", "families", "noise", "plot", "schedules", "testing")
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "ODE", "SDE", "solve", "methods", "log_prob", "guide", "exact",
