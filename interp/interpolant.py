@@ -19,8 +19,6 @@ from .errors import (
     OptionError,
     ScheduleError,
     TimeError,
-    UndeterminedView,
-    UnknownName,
     Unsupported,
 )
 from .scalar import GRID, Scalar, Schedule, checked
@@ -227,12 +225,14 @@ class Interpolant:
     def convert(self, value: Tensor, source: str, target: str, x: Tensor, t: Time) -> Tensor:
         """One view of the posterior mean as another, at the point ``x`` and time ``t``.
 
-        The views: velocity E[dI/dt | x], score grad log rho_t(x), noise E[(alpha x0 + gamma z) /
-        sigma | x], data E[x1 | x], base E[x0 | x]; see `interp.views` for the formula.
+        The views: velocity E[dI/dt | x], score grad log rho_t(x), energy_gradient -score, noise
+        E[(alpha x0 + gamma z) / sigma | x], data E[x1 | x], base E[x0 | x], v_prediction
+        beta noise - sigma data; see `interp.views` for the formula. Where the base is not Gaussian
+        the noise is E[z | x], and one view tells only those of its own kind.
 
         Args:
             value: the source view, of x's shape, dtype and device.
-            source: one of "velocity", "score", "noise", "data", "base".
+            source: one of `interp.views.VIEWS`.
             target: the same.
             x: the point, floating.
             t: a float, a 0-d tensor, or a tensor of x's leading axes.
@@ -246,26 +246,17 @@ class Interpolant:
         require_same(x=x, value=value)
         time = as_time(t)
         check_rows(time, x)
-        self._check_views(source, target, time)
+        views.check(source)
+        views.check(target)
         if source == target:
             return value
-        p, q = views.weights(self.coefficients(time), source, target)
+        k = self.coefficients(time)
+        if self.gaussian_base:
+            p, q = views.weights(k, source, target)
+        else:
+            p, q = views.two_sided(k, source, target, latent=self.gamma is not None)
         converted = spread(q, value) * value
         return converted if p is None else converted + spread(p, x) * x
-
-    def _check_views(self, source: str, target: str, time: Tensor) -> None:
-        for view in (source, target):
-            if view not in views.VIEWS:
-                raise UnknownName.of("view", view, views.VIEWS)
-        if source == target or self.gaussian_base:
-            return
-        second = "velocity" if source == "score" else "score"
-        at = f"{time.item()!r}" if time.ndim == 0 else f"{time.flatten()[:3].tolist()}..."
-        raise UndeterminedView(
-            f"at t = {at} the {source} alone does not determine the {target}, because the base is "
-            f"not Gaussian: a second function is missing, the {second} (or E[z | x]). Give a model "
-            f"of the {target} too."
-        )
 
     # The base
 

@@ -1,25 +1,36 @@
-"""The five views of one posterior mean, and the one formula that turns each into each.
+"""The views of one posterior mean, and the one formula that turns each into each.
 
 For a Gaussian base x = beta D + sigma n, with D = E[x1 | x] and n = E[standardised noise | x].
 Every view is w * value = a D + c n:
 
-    view        a       c              w
-    velocity    beta'   sigma'         1
-    data        1       0              1
-    noise       0       1              1
-    base        0       alpha / sigma  1
-    score       0       -1             sigma
+    view             a       c              w
+    velocity         beta'   sigma'         1
+    data             1       0              1
+    noise            0       1              1
+    base             0       alpha / sigma  1
+    score            0       -1             sigma
+    energy_gradient  0       1              sigma
+    v_prediction     -sigma  beta           1
 
-Two equations, the source's and x's, give D and n, and so the target T from the source s:
+The energy U is -log rho_t up to a constant, so that grad U = -score. v = beta n - sigma D is
+Salimans and Ho's (2202.00512), who have beta^2 + sigma^2 = 1; it is not normalised where that is
+not so. Two equations, the source's and x's, give D and n, and so the target T from the source s:
 
     T = [(a_T c_s - c_T a_s) x + Delta_T w_s value] / (w_T Delta_s),   Delta = beta c - sigma a.
 
-Where sigma' is infinite (sigma a square root that ends at 0) n is counted in units of sigma: every
-c is multiplied by sigma, sigma sigma' stays finite, and the score's weight becomes 1.
+Where sigma' is infinite (sigma a square root that ends at 0) and a velocity is asked for or given,
+n is counted in units of sigma: every c is multiplied by sigma, sigma sigma' stays finite, and the
+score's weight becomes 1.
+
+Two-sided paths, whose x0 is not Gaussian, have x = alpha B + beta D + gamma n with B = E[x0 | x]
+and n = E[z | x]: two unknowns are left, and one view tells no more than its own kind. The score is
+-n / gamma for every base and coupling (Albergo, Boffi, Vanden-Eijnden, 2303.08797). Without a gamma
+B and D are all there is, and B takes the part of n above: velocity, data and base tell one another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -27,10 +38,18 @@ import torch
 from torch import Tensor
 
 from .coefficients import Coefficients
-from .errors import UndeterminedView
+from .errors import UndeterminedView, UnknownName
 
-VIEWS = ("velocity", "score", "noise", "data", "base")
-_NOISE_ONLY = ("score", "noise", "base")  # a = 0: one function in three scales
+VIEWS = (
+    "velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction",
+)  # fmt: skip
+#: a = 0: one function in four scales, silent where beta is 0.
+NOISE_LIKE = ("score", "noise", "base", "energy_gradient")
+_SCORES = ("score", "energy_gradient")  # on every path, at every time
+#: What z tells where the base is not Gaussian.
+_LATENT = ("score", "noise", "energy_gradient")
+#: What the two ends tell where there is nothing else.
+_ENDS = ("velocity", "data", "base")
 
 _Number = Tensor | float
 
@@ -43,31 +62,70 @@ class _Row(NamedTuple):
     w: _Number
 
 
-def weights(k: Coefficients, source: str, target: str) -> tuple[Tensor | None, Tensor]:
-    """(p, q) in float64 with target = p x + q source; p is None where x does not enter.
+def check(view: object) -> None:
+    """Refuse what is not a view.
+
+    Raises:
+        UnknownName: names the nearest.
+    """
+    if view not in VIEWS:
+        raise UnknownName.of("view", view, VIEWS)
+
+
+def weights(
+    k: Coefficients, source: str, target: str, scale: str = "sigma"
+) -> tuple[Tensor | None, Tensor]:
+    """(p, q) in float64 with target = p x + q source, for a Gaussian base.
+
+    p is None where x does not enter; ``scale`` is what an error calls ``k.sigma``.
 
     Raises:
         UndeterminedView: where the source at these times does not tell the target.
     """
     if source == target:
         return None, torch.ones_like(k.t)
-    if source in _NOISE_ONLY and target in _NOISE_ONLY:
+    if source in _SCORES and target in _SCORES:
+        return None, -torch.ones_like(k.t)
+    if source in NOISE_LIKE and target in NOISE_LIKE:
         s, T = _row(source, k, None), _row(target, k, None)
         q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.t.shape)
         if not q.isfinite().all():
-            raise _undetermined(k, source, target, ~q.isfinite())
+            raise _undetermined(k, source, target, ~q.isfinite(), scale)
         return None, q
     regular = k.dsigma.isfinite()
-    all_regular = bool(regular.all())
+    all_regular = "velocity" not in (source, target) or bool(regular.all())
     s, T = (_row(view, k, None if all_regular else regular) for view in (source, target))
     reach = k.sigma if all_regular else torch.where(regular, k.sigma, k.sigma**2)
     delta_s, delta_T = k.beta * s.c - reach * s.a, k.beta * T.c - reach * T.a
-    scale = T.w * delta_s
-    p, q = (T.a * s.c - T.c * s.a) / scale, delta_T * s.w / scale
-    determined = (p + q).isfinite()
-    if not determined.all():
-        p, q = _from_x_alone(k, source, target, T, reach, ~determined, delta_T, p, q)
-    return p, q
+    divisor = T.w * delta_s
+    p, q = (T.a * s.c - T.c * s.a) / divisor, delta_T * s.w / divisor
+    silent = ~(p + q).isfinite()
+    if not silent.any():
+        return p, q
+    # Where the source tells nothing beyond x (Delta_s = 0), a target along x is told by x.
+    told, scaled = torch.as_tensor(T.a).abs() + torch.as_tensor(T.c).abs(), torch.as_tensor(T.w)
+    lost = silent & ~((delta_T == 0) & (told > 0) & (scaled != 0))
+    if lost.any():
+        raise _undetermined(k, source, target, lost, scale)
+    share = (T.a * k.beta + T.c * reach) / (T.w * (k.beta**2 + reach**2))
+    return torch.where(silent, share, p), torch.where(silent, 0.0, q)
+
+
+def two_sided(
+    k: Coefficients, source: str, target: str, latent: bool
+) -> tuple[Tensor | None, Tensor]:
+    """(p, q) as `weights`, for a base that is not Gaussian; ``latent``: the path has a gamma.
+
+    Raises:
+        UndeterminedView: names the function that is missing.
+    """
+    kinds = (_LATENT,) if latent else (_ENDS, _SCORES)
+    if source != target and not any(source in kind and target in kind for kind in kinds):
+        raise _one_is_missing(k, source, target, latent)
+    if latent:
+        return weights(dataclasses.replace(k, sigma=k.gamma), source, target, "gamma")
+    ends = dataclasses.replace(k, sigma=k.alpha, dsigma=k.dalpha, sigma_dsigma=k.alpha_dalpha)
+    return weights(ends, source, target, "alpha")
 
 
 def _row(view: str, k: Coefficients, regular: Tensor | None) -> _Row:
@@ -82,7 +140,10 @@ def _row(view: str, k: Coefficients, regular: Tensor | None) -> _Row:
         return _Row(0.0, unit, 1.0)
     if view == "base":
         return _Row(0.0, _base_share(k, regular), 1.0)
-    return _Row(0.0, -1.0, k.sigma if regular is None else torch.where(regular, k.sigma, 1.0))
+    if view == "v_prediction":
+        return _Row(-k.sigma, k.beta * unit, 1.0)
+    sign = -1.0 if view == "score" else 1.0
+    return _Row(0.0, sign, k.sigma if regular is None else torch.where(regular, k.sigma, 1.0))
 
 
 def _base_share(k: Coefficients, regular: Tensor | None) -> _Number:
@@ -93,28 +154,23 @@ def _base_share(k: Coefficients, regular: Tensor | None) -> _Number:
     return ratio if regular is None else torch.where(regular, ratio, k.alpha)
 
 
-def _from_x_alone(
-    k: Coefficients, source: str, target: str, T: _Row, reach: Tensor, silent: Tensor,
-    delta_T: Tensor, p: Tensor, q: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Where the source tells nothing beyond x (Delta_s = 0), a target along x is told by x."""
-    told, scaled = torch.as_tensor(T.a).abs() + torch.as_tensor(T.c).abs(), torch.as_tensor(T.w)
-    along_x = (delta_T == 0) & (told > 0) & (scaled != 0)
-    lost = silent & ~along_x
-    if lost.any():
-        raise _undetermined(k, source, target, lost)
-    share = (T.a * k.beta + T.c * reach) / (T.w * (k.beta**2 + reach**2))
-    return torch.where(silent, share, p), torch.where(silent, 0.0, q)
+_SILENT = {
+    "sigma": "sigma is 0 there: x is the data and says nothing of the noise",
+    "alpha": "alpha is 0 there: x is the data and says nothing of the base",
+    "gamma": "gamma is 0 there: x holds nothing of z",
+}
 
 
-def _undetermined(k: Coefficients, source: str, target: str, where: Tensor) -> UndeterminedView:
+def _undetermined(
+    k: Coefficients, source: str, target: str, where: Tensor, scale: str
+) -> UndeterminedView:
     where = where.expand(k.t.shape)
     numbers = (k.t, k.beta, k.sigma, k.dbeta + k.dsigma)
     t, beta, sigma, slope = (v[where][0].item() if v.ndim else v.item() for v in numbers)
     if sigma != 0 and not math.isfinite(slope):
         missing = "a schedule has a vertical tangent there"
     elif sigma == 0:
-        missing = "sigma is 0 there: x is the data and says nothing of the noise"
+        missing = _SILENT[scale]
     elif beta == 0:
         missing = "beta is 0 there: x is noise and says nothing of the data"
     else:
@@ -122,4 +178,18 @@ def _undetermined(k: Coefficients, source: str, target: str, where: Tensor) -> U
     return UndeterminedView(
         f"at t = {t!r} the {source} does not determine the {target}: {missing}. Convert strictly "
         f"inside (0, 1), or ask the model for the {target} itself."
+    )
+
+
+def _one_is_missing(k: Coefficients, source: str, target: str, latent: bool) -> UndeterminedView:
+    at = f"{k.t.item()!r}" if k.t.ndim == 0 else f"{k.t.flatten()[:3].tolist()}..."
+    if not latent:
+        why = "the path has no gamma, so that no view but velocity, data and base is told by x"
+    elif source in _LATENT:
+        why = "a second function is missing, the velocity (or E[x1 | x])"
+    else:
+        why = "a second function is missing, the score (or the noise, E[z | x])"
+    return UndeterminedView(
+        f"at t = {at} the {source} alone does not determine the {target}, because the base is "
+        f"not Gaussian: {why}. Give a model of the {target} too."
     )

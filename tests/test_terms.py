@@ -14,7 +14,17 @@ from torch import Tensor
 import interp
 from interp import schedules
 from interp.errors import TimeError
-from interp.terms import ODE, SDE, Coordinates, DataClock, NoiseClock, PathODE, PathSDE, told
+from interp.terms import (
+    ODE,
+    SDE,
+    AngleClock,
+    Coordinates,
+    DataClock,
+    NoiseClock,
+    PathODE,
+    PathSDE,
+    told,
+)
 
 F64 = torch.float64
 PATHS = {
@@ -48,7 +58,7 @@ def model(path: interp.Interpolant, view: str) -> Exact:
 # Coordinates
 
 
-@pytest.mark.parametrize("clock", [NoiseClock, DataClock])
+@pytest.mark.parametrize("clock", [NoiseClock, DataClock, AngleClock])
 @pytest.mark.parametrize("name", PATHS)
 def test_a_clock_and_its_inverse(name: str, clock: Callable[..., Coordinates]) -> None:
     coordinates = clock(PATHS[name])

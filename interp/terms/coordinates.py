@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,6 +65,28 @@ class DataClock:
     def scale(self, t: Tensor) -> Tensor:
         """Sigma."""
         return self.path.coefficients(t).sigma
+
+
+@dataclass(frozen=True)
+class AngleClock:
+    """tau = atan(sigma / beta) and x = sqrt(beta^2 + sigma^2) y: regular at both ends."""
+
+    path: Interpolant
+
+    def tau(self, t: Tensor) -> Tensor:
+        """The angle, from pi / 2 for pure noise to 0 for clean data."""
+        k = self.path.coefficients(t)
+        return torch.atan2(k.sigma, k.beta)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The inverse of the angle."""
+        noise, data = torch.sin(tau), torch.sin(math.pi / 2 - tau)
+        return _time_at(self.path, 2 * (data.log() - noise.log()))
+
+    def scale(self, t: Tensor) -> Tensor:
+        """sqrt(beta^2 + sigma^2)."""
+        k = self.path.coefficients(t)
+        return torch.hypot(k.beta, k.sigma)
 
 
 def _time_at(path: Interpolant, log_snr: Tensor) -> Tensor:

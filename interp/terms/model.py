@@ -66,8 +66,7 @@ def told(path: Interpolant, time: str | tuple[str, int], t: Tensor) -> Tensor:
 
 
 def _check_view(path: Interpolant, view: object) -> None:
-    if view not in views.VIEWS:
-        raise UnknownName.of("view", view, views.VIEWS)
+    views.check(view)
     if not path.gaussian_base and view != "velocity":
         raise UndeterminedView(
             f"a model of the {view} does not determine the velocity of this path, whose base is not "
@@ -86,7 +85,7 @@ def check_times(t0: float, t1: float) -> None:
 
 def check_start(path: Interpolant, view: str, t: float) -> None:
     """Refuse noise-like views where beta vanishes."""
-    if view in ("noise", "score", "base") and float(path.beta(host(t))) <= 0:
+    if view in views.NOISE_LIKE and float(path.beta(host(t))) <= 0:
         raise TimeError(
             f"a model of the {view} says nothing of the data at t = {t:g}, where beta is 0. The first "
             "usable t is any above it: start from N(0, sigma(t)^2) there, e.g. t=(0.001, 1.0)."

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import views
 from ..arguments import host, spread
 from ..errors import TimeError
-from .coordinates import Coordinates, DataClock, NoiseClock
+from .coordinates import AngleClock, Coordinates, DataClock, NoiseClock
 from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class PathODE(PathTerm):
     Args:
         path: the path.
         model: model(t, x, **cond) -> tensor like x.
-        view: what the model returns: "velocity", "score", "noise", "data" or "base".
+        view: what the model returns, one of `interp.views.VIEWS`.
         time: what the model is told; see `told`.
 
     Raises:
@@ -51,6 +51,8 @@ class PathODE(PathTerm):
         """Where the view is regular; None for (x, t) itself."""
         if self.view == "velocity":
             return None
+        if self.view == "v_prediction":
+            return AngleClock(self.path)
         return DataClock(self.path) if self.view == "data" else NoiseClock(self.path)
 
     def check(self, t0: float, t1: float) -> None:
@@ -95,6 +97,8 @@ class PathODE(PathTerm):
             value = self.call(t, x, cond)
             if self.view in ("noise", "data"):
                 return value
+            if self.view == "v_prediction":
+                return spread(1 / at.scale(t), value) * value
             _, q = views.weights(self.path.coefficients(t), self.view, "noise")
             return spread(q, value) * value
 

@@ -28,13 +28,24 @@ LAW = interp.exact.Gaussian(
     torch.tensor([0.5, -1.0], dtype=F64), torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=F64)
 )
 POINTS = torch.tensor([[0.0, 0.3], [-1.0, 1.0], [2.0, -0.5]], dtype=F64)
-NOISE_LIKE = ("noise", "score", "base")
+NOISE_LIKE = ("noise", "score", "base", "energy_gradient")
 
 
 def model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Tensor]:
     if view == "base":  # E[x0 | x] = alpha / sigma E[noise | x], from the score, which is exact
         score = LAW.score(path)
         return lambda t, x: -path.coefficients(t).alpha * score(t, x)
+    if view == "energy_gradient":
+        score = LAW.score(path)
+        return lambda t, x: -score(t, x)
+    if view == "v_prediction":
+        noise, data = LAW.noise(path), LAW.data(path)
+
+        def v(t: Tensor, x: Tensor) -> Tensor:
+            k = path.coefficients(t)
+            return k.beta * noise(t, x) - k.sigma * data(t, x)
+
+        return v
     exact: Callable[[Tensor, Tensor], Tensor] = {
         "velocity": LAW.velocity,
         "score": LAW.score,
@@ -56,7 +67,9 @@ def runs(name: str, view: str) -> list[tuple[float, float]]:
     return both if name in CLOSED else both[:1]  # each inversion of a clock is a bisection
 
 
-@pytest.mark.parametrize("view", ["velocity", "score", "noise", "data", "base"])
+@pytest.mark.parametrize(
+    "view", ["velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction"]
+)
 @pytest.mark.parametrize("name", PATHS)
 def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
     path = PATHS[name]
@@ -76,7 +89,7 @@ def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["rust", "torch", "torchdiffeq"])
-@pytest.mark.parametrize("view", ["velocity", "noise", "data", "score"])
+@pytest.mark.parametrize("view", ["velocity", "noise", "data", "score", "v_prediction"])
 @pytest.mark.parametrize("name", CLOSED)
 def test_fixed_steps_converge_to_the_exact_flow(name: str, view: str, backend: str) -> None:
     path = PATHS[name]
