@@ -75,6 +75,8 @@ class Schedule:
             value, slope = self._differentiate(t)
         else:
             value, slope = self(t), _evaluate(self._derivative, t)
+        if self._times_derivative is not None and not slope.isnan().any():
+            return value, slope, _evaluate(self._times_derivative, t)
         if not slope.isfinite().all():
             slope, product = self._at_a_root(t, value, slope)
         else:

@@ -1,13 +1,8 @@
-"""Named paths, each in closed form: its three functions of t, their derivatives, its inverse.
-
-Near both ends nothing is lost: the complement 1 - t is taken first and exactly, and what is small
-there comes from sin, expm1 or log1p of it, never from a difference of numbers near 1.
-"""
+"""Named paths in closed form: three functions of t, their derivatives and the inverse log-SNR."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,36 +10,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..interpolant import Interpolant
 from ..scalar import Schedule
-
-
-class _Exponential(Schedule):
-    """f = exp(g) from g and g'."""
-
-    def __init__(self, g: Callable[[Tensor], Tensor], dg: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(lambda t: torch.exp(g(t)))
-        self._g, self._dg = g, dg
-
-    def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value = torch.exp(self._g(t))
-        slope = value * self._dg(t)
-        return value, slope, value * slope
-
-
-class _Complement(_Exponential):
-    """f = sqrt(1 - exp(2 g)), the root that keeps the variance beside exp(g): f f' = -exp(2 g) g'.
-
-    f' is -inf where g = 0, and f f' is not.
-    """
-
-    def __init__(self, g: Callable[[Tensor], Tensor], dg: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(g, dg)
-        self._function = lambda t: torch.sqrt(-torch.expm1(2.0 * g(t)))
-
-    def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        twice = 2.0 * self._g(t)
-        value = torch.sqrt(-torch.expm1(twice))
-        product = -torch.exp(twice) * self._dg(t)
-        return value, product / value, product
+from .forms import Power, Root, positive
 
 
 def linear() -> Interpolant:
@@ -58,6 +24,56 @@ def linear() -> Interpolant:
         Schedule(lambda t: t, lambda t: 1.0, lambda t: t),
         config={"name": "linear"},
         time_at_log_snr=lambda lam: torch.sigmoid(lam / 2),
+    )
+
+
+def power(p: float = 1.0, q: float = 1.0) -> Interpolant:
+    """The powers alpha = (1 - t)^p and beta = t^q.
+
+    p = q = 1 is `linear`; p = q = 1/2 keeps the variance of unit data, with vertical tangents at
+    both ends. Log-SNR 2 (q log t - p log(1 - t)) has a closed inverse where p = q.
+
+    Args:
+        p: the power of the base's share, 1/2 or more, below which alpha alpha' is infinite.
+        q: the power of the data's share, the same.
+
+    Raises:
+        OptionError: a power below 1/2 or not finite.
+
+    Source: the family of Lipman et al. 2022 (2210.02747) with other powers.
+    """
+    positive(p=p, q=q)
+    for name, value in (("p", p), ("q", q)):
+        if value < 0.5:
+            raise OptionError(f"{name} = {value!r}. Give a power of 1/2 or more.")
+    return Interpolant(
+        Power(p, falling=True),
+        Power(q),
+        config={"name": "power", "p": p, "q": q},
+        time_at_log_snr=(lambda lam: torch.sigmoid(lam / (2 * p))) if p == q else None,
+    )
+
+
+def polynomial(n: float = 2.0) -> Interpolant:
+    """The straight path run at the speed of t^n: beta = t^n, alpha = 1 - t^n.
+
+    Args:
+        n: the power, 1/2 or more; 1 is `linear`.
+
+    Raises:
+        OptionError: a power below 1/2 or not finite.
+
+    Source: Lipman et al. 2024, Flow Matching Guide and Code (2412.06264), the convex schedulers.
+    """
+    positive(n=n)
+    if n < 0.5:
+        raise OptionError(f"n = {n!r}. Give a power of 1/2 or more.")
+    beta = Power(n)
+    return Interpolant(
+        Schedule(lambda t: 0.0 - torch.expm1(n * torch.log(t)), lambda t: -beta.derivative(t)),
+        beta,
+        config={"name": "polynomial", "n": n},
+        time_at_log_snr=lambda lam: torch.exp(torch.nn.functional.logsigmoid(lam / 2) / n),
     )
 
 
@@ -99,44 +115,46 @@ def trigonometric(theta: float = math.pi / 2) -> Interpolant:
     )
 
 
-def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Interpolant:
-    """The variance-preserving diffusion with a rate linear in u = 1 - t.
+def cosine(s: float = 0.008) -> Interpolant:
+    """The cosine diffusion in continuous time: beta^2 = cos^2((u + s) c) / cos^2(s c), u = 1 - t.
 
-        B(u) = beta_min + u (beta_max - beta_min),  log beta = -u^2 (beta_max - beta_min) / 4
-        - u beta_min / 2,  alpha = sqrt(1 - beta^2)
+        c = pi / (2 (1 + s)),   beta = sin(c t) / sin(c),
+        alpha = sqrt(1 - beta^2) = sqrt(sin(c u) sin(c (u + 2 s))) / sin(c)
 
-    Near data alpha ~ sqrt(beta_min u), so that alpha' is infinite at t = 1; beta(0) is small and
-    not zero (6.6e-3 for the defaults): see `Interpolant.prior_gap`.
+    Both ends are exact: beta(0) = 0 and alpha(1) = 0, where alpha ~ sqrt(2 s c^2 u) has a vertical
+    tangent. The paper's table clips its last beta at .999 and so has beta(0) = 5e-5:
+    ``from_betas("cosine", 1000)``.
 
     Args:
-        beta_min: the rate of noising at the data, positive.
-        beta_max: the rate of noising at the base, positive.
+        s: the offset at the data, positive; as s -> 0 this becomes `trigonometric`.
 
     Raises:
-        OptionError: a rate that is not positive and finite.
+        OptionError: an s that is not positive and finite.
 
-    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole 2020 (2011.13456), eq. 32-33.
+    Source: Nichol, Dhariwal 2021 (2102.09672), eq. 17; their t / T is our u.
     """
-    for name, rate in (("beta_min", beta_min), ("beta_max", beta_max)):
-        if not 0.0 < rate < math.inf:
-            raise OptionError(f"{name} = {rate!r}. Give a positive, finite rate of noising.")
-    growth = beta_max - beta_min
+    positive(s=s)
+    c = math.pi / (2.0 * (1.0 + s))
+    sine, cosine = math.cos(s * c), math.sin(s * c)  # of c itself, its complement being s c
 
-    def half_rate(t: Tensor) -> Tensor:  # d log beta / dt = B(u) / 2
-        return (0.5 * growth) * (1.0 - t) + 0.5 * beta_min
+    def product(t: Tensor) -> Tensor:  # -beta beta'
+        return torch.sin(c * t) * torch.sin(c * (1.0 - t + s)) * (-c / sine**2)
 
-    def log_beta(t: Tensor) -> Tensor:
+    def square(t: Tensor) -> Tensor:
         u = 1.0 - t
-        return -u * (u * (0.25 * growth) + 0.5 * beta_min)
+        return torch.sin(c * u) * torch.sin(c * (u + 2.0 * s)) / sine**2
 
     def time_at_log_snr(lam: Tensor) -> Tensor:
-        # -2 log beta = log(1 + exp(-lam)) = growth u^2 / 2 + beta_min u, solved for u >= 0.
-        depth = torch.logaddexp(torch.zeros_like(lam), -lam)
-        return 1.0 - 2.0 * depth / (beta_min + torch.sqrt(beta_min**2 + 2.0 * growth * depth))
+        # sin^2(c t) = sin^2(c) sigmoid(lam), and its complement without a difference.
+        up, down = torch.sigmoid(lam), torch.sigmoid(-lam)
+        return torch.atan2(sine * up.sqrt(), torch.sqrt(cosine**2 + sine**2 * down)) / c
 
     return Interpolant(
-        _Complement(log_beta, half_rate),
-        _Exponential(log_beta, half_rate),
-        config={"name": "variance_preserving", "beta_min": beta_min, "beta_max": beta_max},
+        Root(square, product),
+        Schedule(
+            lambda t: torch.sin(c * t) / sine,
+            lambda t: torch.sin(c * (1.0 - t + s)) * (c / sine),
+        ),
+        config={"name": "cosine", "s": s},
         time_at_log_snr=time_at_log_snr,
     )

@@ -13,8 +13,19 @@ from ..interpolant import Interpolant
 #: Its ``path.config`` is {"name": name, and its arguments as JSON}; see `from_config`.
 HOME = {
     "linear": "closed",
+    "power": "closed",
+    "polynomial": "closed",
     "trigonometric": "closed",
-    "variance_preserving": "closed",
+    "cosine": "closed",
+    "variance_preserving": "diffusions",
+    "sub_variance_preserving": "diffusions",
+    "variance_exploding": "diffusions",
+    "edm": "diffusions",
+    "brownian_bridge": "bridges",
+    "foellmer": "bridges",
+    "encode_decode": "bridges",
+    "mirror": "bridges",
+    "with_gamma": "bridges",
 }
 
 

@@ -6,7 +6,6 @@ covariances of condition below 100.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,8 +24,19 @@ from ..solvers import methods
 Draw = st.DrawFn
 Options = dict[str, Any]
 
-# What the arguments of the closed forms may be; a name that is not here is built by its defaults.
+# The closed forms with a Gaussian base and no latent, and what their arguments may be.
 _ARGUMENTS: Mapping[str, Mapping[str, st.SearchStrategy[object]]] = {
+    "linear": {},
+    "power": {"p": st.floats(1.0, 3.0), "q": st.floats(1.0, 3.0)},
+    "polynomial": {"n": st.floats(1.0, 3.0)},
+    "cosine": {"s": st.floats(0.001, 0.1)},
+    "sub_variance_preserving": {"beta_min": st.floats(0.05, 1.0), "beta_max": st.floats(2.0, 25.0)},
+    "variance_exploding": {"sigma_min": st.floats(0.02, 0.2), "sigma_max": st.floats(1.0, 5.0)},
+    "edm": {
+        "sigma_min": st.floats(0.002, 0.2) | st.just(0.0),
+        "sigma_max": st.floats(1.0, 5.0),
+        "rho": st.floats(1.0, 7.0),
+    },
     "trigonometric": {"theta": st.floats(0.2, 2.9)},
     "variance_preserving": {"beta_min": st.floats(0.05, 1.0), "beta_max": st.floats(2.0, 25.0)},
 }
@@ -54,19 +64,14 @@ def schedules(names: Sequence[str] | None = None) -> st.SearchStrategy[Interpola
 
 
 def _closed_names() -> list[str]:
-    """Closed forms with a Gaussian base whose arguments are known or may be left out."""
-    return [n for n in closed.names() if n in _ARGUMENTS or _needs_nothing(getattr(closed, n))]
-
-
-def _needs_nothing(builder: object) -> bool:
-    parameters = inspect.signature(builder).parameters.values()  # type: ignore[arg-type]
-    return all(p.default is not p.empty for p in parameters)
+    """The closed forms whose arguments are known here."""
+    return [n for n in closed.names() if n in _ARGUMENTS]
 
 
 def _named(name: str) -> st.SearchStrategy[Interpolant]:
     if name == "monotone":
         return _monotone()
-    return st.builds(getattr(closed, name), **_ARGUMENTS.get(name, {}))
+    return st.builds(getattr(closed, name), **_ARGUMENTS[name])
 
 
 def _monotone() -> st.SearchStrategy[Interpolant]:

@@ -1,0 +1,53 @@
+"""The shares gamma of the latent z, for any alpha and beta: zero at both ends.
+
+    Interpolant(alpha, beta, gammas.root(), gaussian_base=False)
+
+Source: Albergo, Boffi, Vanden-Eijnden 2023 (2303.08797).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..scalar import Schedule
+from .forms import Root, positive
+
+
+def root(a: float = 2.0) -> Schedule:
+    """Gamma = sqrt(a t (1 - t)); gamma' is infinite at both ends, gamma gamma' = a (1 - 2 t) / 2.
+
+    Raises:
+        OptionError: an ``a`` that is not positive and finite.
+    """
+    positive(a=a)
+    return Root(lambda t: a * t * (1.0 - t), lambda t: (0.5 * a) * (1.0 - t - t))
+
+
+def parabola(a: float = 1.0) -> Schedule:
+    """Gamma = a t (1 - t).
+
+    Raises:
+        OptionError: an ``a`` that is not positive and finite.
+    """
+    positive(a=a)
+    return Schedule(lambda t: a * t * (1.0 - t), lambda t: a * (1.0 - t - t))
+
+
+def sine_squared(a: float = 1.0) -> Schedule:
+    """Gamma = a sin^2(pi t).
+
+    Raises:
+        OptionError: an ``a`` that is not positive and finite.
+    """
+    positive(a=a)
+
+    def near(t: Tensor) -> Tensor:  # the distance to the nearer end
+        return torch.minimum(t, 1.0 - t)
+
+    return Schedule(
+        lambda t: a * torch.sin(math.pi * near(t)) ** 2,
+        lambda t: (a * math.pi) * torch.sin((2 * math.pi) * near(t)) * torch.sign(0.5 - t),
+    )
