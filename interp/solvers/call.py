@@ -16,14 +16,14 @@ from torch.autograd import forward_ad
 from ..arguments import host, real
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
-from . import grids
+from . import ending, grids
 from .catalogue import Method, find
 from .plan import Plan, Request, failure, plan
 from .problem import Observer, Report
 from .result import Solution, Stats, StepState
 
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
-_COMMON = ("on_failure",)
+_COMMON = ("on_failure", "denoise")
 _WHOLE = (0.0, 1.0)
 
 
@@ -65,8 +65,9 @@ def solve(
         cond: keyword arguments for the model: labels, masks.
         callback: called with a `StepState` after each step.
         progress: whether to show a progress bar.
-        **method_options: on_failure="raise" or "partial"; first_step and max_steps of adaptive
-            methods; span and depth of the noise.
+        **method_options: on_failure="raise" or "partial"; denoise=False leaves a run at t = 1 of a
+            path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
+            first_step and max_steps of adaptive methods; span and depth of the noise.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
@@ -193,6 +194,8 @@ def _check_options(method: Method, options: Mapping[str, Any]) -> None:
             raise UnknownName.of(f"option of {method.name}", name, known)
     if options.get("on_failure", "raise") not in ("raise", "partial"):
         raise UnknownName.of("on_failure", options["on_failure"], ("raise", "partial"))
+    if not isinstance(options.get("denoise", True), bool):
+        raise OptionError(f"denoise={options['denoise']!r} is neither True nor False. Give one.")
 
 
 def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
@@ -340,6 +343,10 @@ def _solution(
     )  # fmt: skip
     if done and made.last is not None and isinstance(term, PathODE):
         x, xs, stats = _last_step(term, request, made, x, xs, stats, observer)
+    if stats.status == "done" and made.denoise and isinstance(term, (PathODE, PathSDE)):
+        x, xs, stats = ending.to_clean_data(term, request, x, xs, stats)
+        if observer is not None and stats.status == "done":
+            observer(1.0, x, stats.nfe)
     stats = replace(stats, wall_s=time.perf_counter() - began)
     ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)

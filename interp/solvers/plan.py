@@ -14,7 +14,7 @@ from ..arguments import host, real, spread, whole
 from ..errors import InterpError, OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
-from . import grids, rust_backend, torch_backend, torchdiffeq_backend
+from . import ending, grids, rust_backend, torch_backend, torchdiffeq_backend
 from .catalogue import Method
 from .problem import Adaptive, NoiseKey, Observer, Problem, Report
 
@@ -33,6 +33,7 @@ class Plan:
         coordinates: those of the run; None for (x, t) itself.
         start, stop: where the backend's part begins and ends, in the caller's clock.
         last: the end of a further first-order step, where the term needs one.
+        denoise: whether a step from the noise that is left at t = 1 to clean data follows.
         noise: what keys the noise, for an SDE.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     start: float
     stop: float
     last: float | None = None
+    denoise: bool = False
     noise: NoiseKey | None = None
 
     def time(self, tau: float) -> float:
@@ -93,8 +95,12 @@ def plan(
 ) -> Plan:
     """What to run for a term; the observer is called in the caller's time and state."""
     if isinstance(term, (SDE, PathSDE)):
-        return _plan_sde(term, x, request, observer)
-    return _plan_ode(term, x, request, observer)
+        made = _plan_sde(term, x, request, observer)
+    else:
+        made = _plan_ode(term, x, request, observer)
+    if isinstance(term, (PathODE, PathSDE)):
+        made.denoise = ending.wanted(term, request.ends, request.options)
+    return made
 
 
 def _clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:

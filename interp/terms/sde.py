@@ -206,6 +206,17 @@ class PathSDE(PathTerm):
             )
         return like(both[0], x, "the velocity"), like(both[1], x, "the score")
 
+    def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
+        """The data estimate E[x1 | x] at t, from the score where the model gives one."""
+        if self.exponential:
+            return super().data(t, x, cond)
+        time = host(t)
+        if self.score is None:
+            s = self._both(time, x, cond)[1]
+        else:
+            s = like(self.score(time.to(x.dtype), x, **cond), x, "the score")
+        return self.path.convert(s, "score", "data", x, time)
+
     def steps(self, grid: list[float]) -> Steps:
         """The recurrence on a grid of times.
 
