@@ -72,6 +72,11 @@ def check(view: object) -> None:
         raise UnknownName.of("view", view, VIEWS)
 
 
+def log_snr_rate(k: Coefficients) -> Tensor:
+    """d/dt of log-SNR = 2 (beta' / beta - sigma sigma' / sigma^2), float64."""
+    return 2 * (k.dbeta / k.beta - k.sigma_dsigma / k.sigma**2)
+
+
 def weights(
     k: Coefficients, source: str, target: str, scale: str = "sigma"
 ) -> tuple[Tensor | None, Tensor]:

@@ -37,7 +37,12 @@ def check_callable(what: str, function: object) -> None:
         raise OptionError(f"the {what} is a {kind}, not a function. Give {what}(t, x).")
 
 
-def _check_time_name(time: object) -> None:
+def check_time_name(time: object) -> None:
+    """Refuse a convention that does not exist.
+
+    Raises:
+        UnknownName: names the nearest.
+    """
     indexed = isinstance(time, tuple) and len(time) == 2 and time[0] == "index"
     if indexed and isinstance(time[1], int) and time[1] > 0:  # type: ignore[index]
         return
@@ -63,6 +68,19 @@ def told(path: Interpolant, time: str | tuple[str, int], t: Tensor) -> Tensor:
     index = n * (1 - t) - 1
     nearest = index.round()
     return torch.where((index - nearest).abs() < 1e-9 * n, nearest, index)
+
+
+def call(
+    model: Model, path: Interpolant, time: str | tuple[str, int], t: Tensor, x: Tensor, cond: Cond
+) -> object:
+    """The model at t (float64) and x, told the time that it wants in x's dtype.
+
+    A model with a true ``exact_time`` is told it in float64.
+    """
+    stamp = told(path, time, t)
+    if not getattr(model, "exact_time", False):
+        stamp = stamp.to(x.dtype)
+    return model(stamp, x, **cond)
 
 
 def _check_view(path: Interpolant, view: object) -> None:
@@ -100,13 +118,12 @@ class PathTerm:
     ) -> None:
         check_callable("model", model)
         _check_view(path, view)
-        _check_time_name(time)
+        check_time_name(time)
         self.path, self.model, self.view, self.time = path, model, view, time
 
     def call(self, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The model at t (float64) and x, told the time that it wants, in x's dtype."""
-        time = told(self.path, self.time, t).to(x.dtype)
-        return like(self.model(time, x, **cond), x, "the model")
+        return like(call(self.model, self.path, self.time, t, x, cond), x, "the model")
 
     def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
         """The data estimate E[x1 | x] at t."""

@@ -1,0 +1,289 @@
+"""One loss for all: the regression of a model of any view on a path.
+
+    E w(t) |model(t, I_t) - target|^2,   I_t = alpha x0 + beta x1 + gamma z
+
+The target is the variable whose mean given I_t the view is, so that the minimiser is the view:
+
+    velocity  dI_t/dt      noise  (alpha x0 + gamma z) / sigma    score            -noise / sigma
+    data      x1           base   x0                              energy_gradient  noise / sigma
+    v_prediction           beta noise - sigma x1
+
+Where the base is not Gaussian the noise is z and sigma is gamma. Weights are in `interp.weights`,
+laws of time in `interp.times`, pairings of the ends in `interp.couplings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from . import times as laws
+from . import views
+from . import weights as weighting
+from .arguments import require_floating, require_same, spread
+from .coefficients import Coefficients
+from .errors import FieldError, OptionError, UndeterminedView
+from .terms.model import call, check_time_name
+from .weights import Learned, Weight
+
+if TYPE_CHECKING:
+    from .interpolant import Interpolant, Model
+
+__all__ = ["Coupling", "Learned", "Regression", "Weight", "weights"]
+
+Coupling = Callable[..., tuple[Tensor, ...]]
+"""coupling(x0, x1, labels=None, generator=None) -> x0, x1[, labels], paired."""
+
+_Share = Tensor | float
+_SINGULAR = 1e-5
+
+
+def weights() -> tuple[str, ...]:
+    """The names of the weights."""
+    return weighting.names()
+
+
+class Regression(nn.Module):
+    """The mean of w(t) |model - target|^2 over rows and elements: ``loss(model, x1)``.
+
+    A module, since a learned weight has parameters and importance sampling a memory.
+
+    Args:
+        path: the path.
+        view: what the model returns, one of `interp.views.VIEWS`.
+        weight: by name (`weights`), {"name": ..., and its options}, a function of log-SNR that weighs
+            the noise's error, or a `Weight`.
+        times: the law of t, in the same ways; None is uniform.
+        coupling: pairs base and data, coupling(x0, x1, labels=None, generator=None); None leaves them
+            independent.
+        time: what the model is told: "t", "noise" (1 - t), "sigma", "log_snr" or ("index", n).
+        unbiased: whether the weight of a drawn time makes this the loss of uniform time; None leaves
+            it to the law: no for published laws, whose density is part of the loss, yes for
+            importance sampling.
+
+    Attributes:
+        interval: where t lies: (0, 1), less 1e-5 at an end where a velocity is infinite, as for
+            the variance-preserving path at t = 1 (1e-5 is that of Song et al., 2011.13456).
+
+    Raises:
+        UnknownName, OptionError: a name or an option that does not exist, or does not fit the path.
+        UndeterminedView: a view that has no target on this path or under this coupling.
+    """
+
+    def __init__(
+        self,
+        path: Interpolant,
+        view: str = "velocity",
+        weight: Weight | Learned | str | Mapping[str, Any] | Callable[[Tensor], Tensor] = "simple",
+        times: laws.Times | str | Mapping[str, Any] | None = None,
+        coupling: Coupling | None = None,
+        time: str | tuple[str, int] = "t",
+        unbiased: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check_view(path, view, coupling)
+        check_time_name(time)
+        self.path, self.view, self.coupling, self.time = path, view, coupling, time
+        self.weight = weighting.resolve(weight)
+        self.weight.check(path, view)
+        drawn = laws.resolve(times, path)
+        low, high = _interval(path, view)
+        self.interval = max(low, drawn.interval[0]), min(high, drawn.interval[1])
+        self.times = drawn if self.interval == drawn.interval else drawn.within(*self.interval)
+        self.unbiased = drawn.corrects if unbiased is None else unbiased
+
+    def forward(
+        self,
+        model: Model,
+        x1: Tensor,
+        x0: Tensor | None = None,
+        *,
+        cond: Mapping[str, Any] | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """The loss of one batch, a scalar of x1's dtype.
+
+        Args:
+            model: model(time, x, **cond) -> tensor of x's shape.
+            x1: data, (rows, ...), floating.
+            x0: base points paired with them; drawn from N(0, 1) where the base is Gaussian.
+            cond: what the model is conditioned on; a coupling may carry "label" along.
+            generator: of every random draw.
+
+        Raises:
+            OptionError: points that do not fit together, no rows, or a missing ``x0``.
+            FieldError: a model that returns something else than a tensor of x's shape.
+        """
+        x0, x1, cond = self._pair(x0, x1, dict(cond or {}), generator)
+        z = None if self.path.gamma is None else _normal(x1, generator)
+        t, correction = self.times(len(x1), generator=generator, device=x1.device)
+        k, squared = self._squared(model, t, x0, x1, z, cond)
+        w = self.weight.on(k, self.view)
+        learned = isinstance(self.weight, Learned)
+        adaptive = isinstance(self.times, laws.Importance)
+        if w is None and not (self.unbiased or learned or adaptive):
+            return squared.mean()
+        rows = _weighted(w, squared)
+        if isinstance(self.times, laws.Importance):
+            self.times.update(t, rows)
+        rows = self._scaled(k, rows)
+        return (rows * correction if self.unbiased else rows).mean().to(x1.dtype)
+
+    def rows(
+        self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None = None,
+        cond: Mapping[str, Any] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The weighted loss of each row at its time ``t`` (rows,): (rows,) float64."""
+        k, squared = self._squared(model, t, x0, x1, z, cond or {})
+        return self._scaled(k, _weighted(self.weight.on(k, self.view), squared))
+
+    def target(
+        self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The point I_t and what the model is regressed on there."""
+        return self._point_and_target(self.path.coefficients(t), x0, x1, z)
+
+    def _point_and_target(
+        self, k: Coefficients, x0: Tensor, x1: Tensor, z: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ends = (x0, x1, z)
+        return _combine((k.alpha, k.beta, k.gamma), ends), _combine(self._shares(k), ends)
+
+    def _squared(
+        self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None,
+        cond: Mapping[str, Any],
+    ) -> tuple[Coefficients, Tensor]:  # fmt: skip
+        k = self.path.coefficients(t)
+        point, target = self._point_and_target(k, x0, x1, z)
+        found = call(model, self.path, self.time, k.t, point, cond)
+        if not isinstance(found, Tensor) or found.shape != target.shape:
+            what = (
+                f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            )
+            raise FieldError(
+                f"the model returned {what} for points of shape {tuple(target.shape)}. Return a tensor "
+                "of the points' shape."
+            )
+        return k, torch.nn.functional.mse_loss(found, target, reduction="none")
+
+    def _scaled(self, k: Coefficients, rows: Tensor) -> Tensor:
+        if not isinstance(self.weight, Learned):
+            return rows
+        u = self.weight.log_scale(k)
+        return rows * torch.exp(-u) + u
+
+    def _shares(self, k: Coefficients) -> tuple[_Share, _Share, _Share]:
+        """What the target takes of x0, x1 and z."""
+        if self.view == "velocity":
+            return k.dalpha, k.dbeta, k.dgamma
+        if self.view == "data":
+            return 0.0, 1.0, 0.0
+        if self.view == "base":
+            return 1.0, 0.0, 0.0
+        scale = k.sigma if self.path.gaussian_base else k.gamma
+        a: _Share
+        g: _Share
+        if not self.path.gaussian_base:
+            a, g = 0.0, 1.0
+        elif self.path.gamma is None:
+            a, g = 1.0, 0.0
+        else:
+            a, g = k.alpha / scale, k.gamma / scale
+        if self.view == "noise":
+            return a, 0.0, g
+        if self.view == "v_prediction":
+            return k.beta * a, -k.sigma, k.beta * g
+        sign = -1.0 if self.view == "score" else 1.0
+        return sign * a / scale, 0.0, sign * g / scale
+
+    def _pair(
+        self, x0: Tensor | None, x1: Tensor, cond: dict[str, Any], generator: Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        require_floating(x1=x1)
+        if x1.ndim == 0 or len(x1) == 0:
+            raise OptionError(f"x1 has shape {tuple(x1.shape)}. Give at least one row of data.")
+        if x0 is None and not self.path.gaussian_base:
+            raise OptionError(
+                "this path was built with gaussian_base=False, so the law of x0 is not known. Give "
+                "the base points too: loss(model, x1, x0)."
+            )
+        if x0 is None:
+            x0 = _normal(x1, generator)
+        else:
+            require_same(x1=x1, x0=x0)
+        if self.coupling is None:
+            return x0, x1, cond
+        if set(cond) - {"label"}:
+            raise OptionError(
+                f"a coupling carries labels along, and cond has {sorted(cond)}. Give the label alone, "
+                "or no coupling."
+            )
+        if "label" not in cond:
+            x0, x1 = self.coupling(x0, x1, generator=generator)[:2]
+            return x0, x1, cond
+        x0, x1, label = self.coupling(x0, x1, labels=cond["label"], generator=generator)
+        return x0, x1, {"label": label}
+
+
+def _normal(like: Tensor, generator: Generator | None) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _combine(shares: tuple[_Share, _Share, _Share], ends: tuple[Tensor | None, ...]) -> Tensor:
+    """The sum of share times end; a share that is a number is 0 or 1."""
+    total: Tensor | None = None
+    for share, x in zip(shares, ends, strict=True):
+        if x is None or (isinstance(share, float) and share == 0):
+            continue
+        if isinstance(share, float):
+            total = x if total is None else total + x
+            continue
+        factor = spread(share, x)
+        total = factor * x if total is None else torch.addcmul(total, factor, x)
+    assert total is not None  # every view takes something
+    return total
+
+
+def _weighted(w: Tensor | None, squared: Tensor) -> Tensor:
+    """The mean over the elements of each row, weighted: (rows,) float64."""
+    if w is not None and w.ndim > 1:
+        return (spread(w, squared) * squared).flatten(1).mean(1).double()
+    rows = squared.flatten(1).mean(1) if squared.ndim > 1 else squared
+    return rows.double() if w is None else rows.double() * w
+
+
+def _interval(path: Interpolant, view: str) -> tuple[float, float]:
+    """(0, 1), less a little at an end where the target is infinite."""
+    if view != "velocity":
+        return 0.0, 1.0
+    boundary = path.boundary
+    return (
+        0.0 if boundary.finite_rate0 else _SINGULAR,
+        1.0 if boundary.finite_rate1 else 1.0 - _SINGULAR,
+    )
+
+
+def _check_view(path: Interpolant, view: str, coupling: object) -> None:
+    views.check(view)
+    latent = ("noise", "score", "energy_gradient")
+    if not path.gaussian_base and view == "v_prediction":
+        raise UndeterminedView(
+            "v_prediction mixes noise and data, which are two functions where the base is not Gaussian. "
+            "Train the velocity, and the score beside it."
+        )
+    if not path.gaussian_base and path.gamma is None and view in latent:
+        raise UndeterminedView(
+            f"a path without a gamma has no z, and no {view} is known of a base that is not Gaussian. "
+            "Train the velocity, or give the path a gamma."
+        )
+    independent = coupling is None or getattr(coupling, "independent", False)
+    if independent or not path.gaussian_base or view in ("velocity", "data", "base"):
+        return
+    if path.gamma is not None or view in ("score", "energy_gradient"):
+        raise UndeterminedView(
+            f"under a coupling the base depends on the data, and the {view} is not told by x0. Train the "
+            "velocity, or build the path with gaussian_base=False and a gamma, whose z tells the score."
+        )
