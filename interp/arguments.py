@@ -30,14 +30,46 @@ def as_time(t: object) -> Tensor:
         time = host(float(t))
     else:
         raise TimeError(f"t is a {type(t).__name__}. Give a float or a tensor of times in [0, 1].")
+    _check_range(time)
+    return time
+
+
+def _check_range(time: Tensor) -> None:
+    """Refuse what is not in [0, 1]; written so that NaN is refused as well."""
+    if torch.compiler.is_compiling():
+        inside = ((time >= 0) & (time <= 1)).all()
+        torch._assert_async(inside, "t is outside [0, 1]. A path runs from t = 0 to t = 1.")
+        return
+    time = _plain(time)
     if time.numel() == 0:
-        return time
-    ends = (time,) if time.ndim == 0 else torch.aminmax(time.detach())
+        return
+    ends = (time,) if time.ndim == 0 else torch.aminmax(time)
     low, high = ends[0].item(), ends[-1].item()
-    if not (low >= 0.0 and high <= 1.0):  # written so that NaN is refused as well
+    if not (low >= 0.0 and high <= 1.0):
         bad = time[~((time >= 0) & (time <= 1))][0].item() if time.ndim else time.item()
         raise TimeError(f"t = {bad!r} is outside [0, 1]. A path runs from t = 0 to t = 1.")
-    return time
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The numbers under the wrappers of torch.func, a batch of them under vmap."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor.detach()
+
+
+def holds(mask: Tensor) -> bool:
+    """Whether ``mask`` is true everywhere, also inside the transforms of torch.func."""
+    if not torch.compiler.is_compiling():
+        mask = _plain(mask)
+    return bool(mask.all())
+
+
+def transforming() -> bool:
+    """Whether this is called under a transform of torch.func or by torch.compile."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def check_rows(time: Tensor, x: Tensor) -> None:

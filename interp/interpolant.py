@@ -21,7 +21,8 @@ from .errors import (
     TimeError,
     Unsupported,
 )
-from .scalar import GRID, Scalar, Schedule, checked
+from .inverse import bisected
+from .scalar import EDGES, GRID, Scalar, Schedule, checked
 
 if TYPE_CHECKING:
     from .terms import PathODE, PathSDE
@@ -44,7 +45,9 @@ class Interpolant:
 
     Attributes:
         boundary: the `Boundary`, what holds at the ends.
-        monotone: whether log-SNR increases strictly from t = 0 to t = 1 (on a grid).
+        monotone: whether log-SNR increases strictly from t = 0 to t = 1 (on a grid; within 1e-3 of
+            an end it may stand still to rounding).
+        reversed: whether the Gaussian base sits at t = 1.
 
     Raises:
         ScheduleError: where a function is not elementwise, not float64 or not finite on [0, 1],
@@ -66,7 +69,7 @@ class Interpolant:
         self.beta = checked("beta", beta)
         self.gamma = None if gamma is None else checked("gamma", gamma)
         self.gaussian_base = gaussian_base
-        self.config = None if config is None else dict(config)
+        self.config: dict[str, object] | None = None if config is None else dict(config)
         self._time_at_log_snr = time_at_log_snr
         with torch.no_grad():
             k = self.coefficients(GRID)
@@ -75,7 +78,8 @@ class Interpolant:
             _check_positive("alpha" if gamma is None else "sigma", k.sigma)
         self.boundary = Boundary.of(k)
         log_snr = 2 * (k.beta.log() - k.sigma.log())
-        self.monotone = bool((log_snr.diff() > 0).all())
+        self.monotone = _rises(log_snr)
+        self.reversed = gaussian_base and bool((log_snr[0] > log_snr[-1]).any())
 
     def __repr__(self) -> str:
         if self.config is None:
@@ -202,23 +206,13 @@ class Interpolant:
                 f"log-SNR {lam[outside][0].item() if lam.ndim else lam.item():g} is not on this "
                 f"path, where it runs from {low.item():g} to {high.item():g}. Stay in that range."
             )
-        t = self._bisect(lam) if self._time_at_log_snr is None else self._time_at_log_snr(lam)
+        t = (
+            bisected(self.log_snr, lam)
+            if self._time_at_log_snr is None
+            else self._time_at_log_snr(lam)
+        )
         # lam lies in the range: what is outside [0, 1] here is rounding.
         return torch.where(lam == low, 0.0, torch.where(lam == high, 1.0, t.clamp(0.0, 1.0)))
-
-    def _bisect(self, lam: Tensor) -> Tensor:
-        """The last double in [0, 1] whose log-SNR is at most ``lam``.
-
-        Doubles in [0, 1] are ordered as their bits are, so that 62 halvings of the bits reach full
-        precision everywhere, also at t = 1e-300.
-        """
-        low = torch.zeros_like(lam).view(torch.int64)
-        high = torch.ones_like(lam).view(torch.int64)
-        for _ in range(62):
-            middle = (low + high) // 2
-            below = self.log_snr(middle.view(torch.float64)) <= lam
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return low.view(torch.float64)
 
     # Views
 
@@ -265,8 +259,13 @@ class Interpolant:
         """The law that sampling starts from, N(0, sigma(0)^2).
 
         Raises:
-            Unsupported: a path whose base is not Gaussian.
+            Unsupported: a path whose base is not Gaussian, or sits at t = 1.
         """
+        if self.reversed:
+            raise Unsupported(
+                "the Gaussian base of this path sits at t = 1, and at t = 0 there are the data. Start "
+                "from data, or take path.reverse(), whose base is at t = 0."
+            )
         if not self.gaussian_base:
             raise Unsupported(
                 "this path was built with gaussian_base=False, so its base is whatever x0 is drawn "
@@ -289,6 +288,51 @@ class Interpolant:
         leak = (self.boundary.beta0 / self.base.scale) ** 2
         gap = 0.5 * (leak * (m * m + s * s) - torch.log1p(leak * s * s))
         return gap if isinstance(mean, Tensor) or isinstance(std, Tensor) else gap.item()
+
+    # Other paths
+
+    def warp(
+        self,
+        tau: Scalar | Schedule,
+        inverse: Callable[[Tensor], Tensor] | None = None,
+    ) -> Interpolant:
+        """The same curve at another speed, I_tau(t).
+
+        Args:
+            tau: a time change of [0, 1] into itself that does not fall: an elementwise callable, a
+                `Schedule`, or one of `interp.schedules.warps`.
+            inverse: its inverse, where there is a closed form: `time_at_log_snr` stays one then.
+
+        Raises:
+            ScheduleError: a ``tau`` that falls, or leaves [0, 1]; shows t and the value.
+        """
+        from .transforms import warp
+
+        return warp(self, tau, inverse)
+
+    def rescale(self, c: float | Scalar | Schedule) -> Interpolant:
+        """The path c(t) I_t: log-SNR and so the model are the same, log densities shift by -log c.
+
+        Args:
+            c: a positive number, or a function of t, positive on [0, 1].
+
+        Raises:
+            ScheduleError: a ``c`` that is not positive; shows t and the value.
+        """
+        from .transforms import rescale
+
+        return rescale(self, c)
+
+    def reverse(self) -> Interpolant:
+        """The path I_(1 - t): data at t = 0 and base at t = 1.
+
+        x0 is still the base and x1 the data: ``reverse().at(t, x0, x1)`` is ``at(1 - t, x0, x1)``,
+        noise and data are the same functions, and the velocity changes its sign. What needs the
+        Gaussian base at t = 0, such as `base` and `prior_gap`, raises.
+        """
+        from .transforms import reverse
+
+        return reverse(self)
 
     # Terms
 
@@ -315,12 +359,25 @@ class Interpolant:
         return PathSDE(self, model, view=view, time=time, diffusion=diffusion, score=score)
 
 
+def _rises(log_snr: Tensor) -> bool:
+    """Whether log-SNR on the grid rises; by the ends it may stand still to rounding."""
+    steps = log_snr.diff(dim=0)
+    stands = (steps == 0) | steps.isnan()  # two infinities of one sign
+    stands[EDGES:-EDGES] = False
+    return bool(((steps > 0) | stands).all())
+
+
 def _check_positive(name: str, values: Tensor) -> None:
+    """Refuse what is not positive inside; by the ends it may round to 0."""
     inside = values[1:-1]
-    if not (inside > 0).all():
-        worst = int(inside.argmin())
+    good = inside > 0
+    for edge in (slice(EDGES), slice(-EDGES, None)):
+        good[edge] |= inside[edge] == 0
+    bad = (~good).nonzero()
+    if len(bad):
+        worst = tuple(bad[0])
         raise ScheduleError(
-            f"{name}({GRID[1 + worst].item():.9g}) is {inside[worst].item():g}, and with a "
+            f"{name}({GRID[1 + bad[0, 0]].item():.9g}) is {inside[worst].item():g}, and with a "
             "Gaussian base it must be positive inside (0, 1). Change its sign (x0 is symmetric), "
             "or build the path with gaussian_base=False."
         )

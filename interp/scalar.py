@@ -11,12 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .arguments import holds, transforming
 from .errors import ScheduleError
 
 Scalar = Callable[[Tensor], Tensor | float]
 """An elementwise function of t; a constant may be returned as a Python number."""
 
 _EDGE = [1e-6, 1e-5, 1e-4, 1e-3]
+EDGES = len(_EDGE)
 _UNIFORM = [k / 128 for k in range(1, 128)]
 #: Where a schedule is looked at when a path is built: both ends, close to them, and between.
 GRID = torch.tensor(
@@ -26,89 +28,102 @@ _INSIDE = slice(1, -1)
 
 
 class Schedule:
-    """A scalar function f of time that knows f' and the product f f'.
+    """A scalar function f of time that knows f', f'' and the product f f'.
 
     The product is asked for apart from f' because it stays finite where f' does not: a square
     root at an end, such as sigma of a variance-preserving path at t = 1.
 
+    f may differ between the elements of a state: it then returns t.shape + E, where the element
+    shape E broadcasts with the trailing axes of x (a channel, a frequency, an element each its
+    own). E is found when a path is built, and is `element` from then on.
+
     Args:
         function: t of any shape, float64 -> a tensor of that shape, float64; or a number.
-        derivative: the same for f'. Without it, ``function`` is differentiated by torch.func
+        derivative: the same for f'. Without it, ``function`` is differentiated by autograd
             and must be elementwise.
         times_derivative: the same for f f'. Without it, f times f'; where f is 0 and f' infinite,
             the one-sided difference of f^2 / 2, right to about 1e-9 where f^2 is smooth.
+        second_derivative: the same for f''. Without it, f' is differentiated by autograd.
 
     Raises:
         ScheduleError: when called, where what comes back is not of t's shape or not float64.
     """
+
+    element: tuple[int, ...] = ()
 
     def __init__(
         self,
         function: Scalar,
         derivative: Scalar | None = None,
         times_derivative: Scalar | None = None,
+        second_derivative: Scalar | None = None,
     ) -> None:
         self._function = function
         self._derivative = derivative
         self._times_derivative = times_derivative
-        self._zeros: tuple[float, ...] = ()
+        self._second_derivative = second_derivative
+        self._zeros: tuple[tuple[float, Tensor], ...] = ()
 
     def __call__(self, t: Tensor) -> Tensor:
-        """f(t), float64, of t's shape."""
-        return self._exact(t, _evaluate(self._function, t))
+        """f(t), float64, of shape t.shape + element."""
+        return self._exact(t, self._read(self._function, t))
 
     def derivative(self, t: Tensor) -> Tensor:
-        """f'(t), float64, of t's shape; infinite where f has a vertical tangent."""
+        """f'(t), float64; infinite where f has a vertical tangent."""
         if self._derivative is not None:
-            return _evaluate(self._derivative, t)
+            return self._read(self._derivative, t)
         return self.jet(t)[1]
 
     def times_derivative(self, t: Tensor) -> Tensor:
-        """f(t) f'(t), float64, of t's shape."""
+        """f(t) f'(t), float64."""
         if self._times_derivative is not None:
-            return _evaluate(self._times_derivative, t)
+            return self._read(self._times_derivative, t)
         return self.jet(t)[2]
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        """f''(t), float64; infinite or NaN where f has a vertical tangent."""
+        if self._second_derivative is not None:
+            return self._read(self._second_derivative, t)
+        return _differentiate(self.derivative, t)[1]
 
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """f, f' and f f' at t, from as few evaluations as there can be."""
         if self._derivative is None:
-            value, slope = self._differentiate(t)
+            value, slope = _differentiate(functools.partial(self._read, self._function), t)
+            value = self._exact(t, value)
         else:
-            value, slope = self(t), _evaluate(self._derivative, t)
-        if self._times_derivative is not None and not slope.isnan().any():
-            return value, slope, _evaluate(self._times_derivative, t)
-        if not slope.isfinite().all():
-            slope, product = self._at_a_root(t, value, slope)
-        else:
-            product = value * slope
+            value, slope = self(t), self._read(self._derivative, t)
         if self._times_derivative is not None:
-            product = _evaluate(self._times_derivative, t)
-        return value, slope, product
+            product = self._read(self._times_derivative, t)
+            known = holds(~slope.isnan())
+            return value, slope if known else self._mended(t, value, slope)[0], product
+        if not holds(slope.isfinite()):
+            return value, *self._mended(t, value, slope)
+        return value, slope, value * slope
 
-    def _differentiate(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # f is elementwise, so that the pull-back of ones is f'. Forward mode (jvp) is several
-        # times slower here: torch composes its rule for a product with a number out of parts.
-        pulled = torch.func.vjp(functools.partial(_evaluate, self._function), t)
-        return self._exact(t, pulled[0]), pulled[1](torch.ones_like(t))[0]
+    def _read(self, function: Scalar, t: Tensor) -> Tensor:
+        return evaluate(function, t, self.element)
 
     def _exact(self, t: Tensor, value: Tensor) -> Tensor:
         """``value``, exactly zero at the ends where rounding alone keeps it from zero."""
-        for end in self._zeros:
-            value = torch.where(t == end, 0.0, value)
+        for end, which in self._zeros:
+            value = torch.where((widened(t, value) == end) & which.to(t.device), 0.0, value)
         return value
 
-    def _at_a_root(self, t: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def _mended(self, t: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """f' and f f' where f' came out infinite, or NaN for being 0 times infinity.
 
         Where f is 0 there, f^2 is smooth: its second-order difference towards the inside gives
         f f'. h = 1e-5 balances the truncation, h^2, against the rounding, 2e-16 / h. How f^2 grows
         tells a vertical tangent from a straight root written badly, sqrt(1 - sin^2): growth is
         2 f(h)^2 for a square root and 0 for a straight line, whose slope the difference of f gives.
+        A root steeper than a square root, whose f^2 less than doubles with h, has f f' infinite too.
         """
         h = torch.where(t < 0.5, 1e-5, -1e-5)
         f1, f2 = self(t + h), self(t + 2 * h)
+        h = widened(h, value)
         growth = 4 * f1 * f1 - f2 * f2
-        product = growth / (4 * h)
+        product = torch.where(f2 * f2 < 1.99 * f1 * f1, h / 0.0, growth / (4 * h))
         root = value == 0
         vertical = torch.where(root, growth.abs() > 0.01 * f1 * f1, slope.isinf())
         steep = torch.where(slope.isinf(), slope, torch.copysign(value + math.inf, product))
@@ -118,11 +133,16 @@ class Schedule:
         return slope, torch.where(slope.isinf() & root, product, value * slope)
 
 
-def _evaluate(function: Scalar, t: Tensor) -> Tensor:
-    """Call ``function`` and see that what it returns is of t's shape, in float64."""
+def widened(t: Tensor, value: Tensor) -> Tensor:
+    """``t``, of the leading axes of ``value``, with an axis of one for each further one."""
+    return t.reshape(t.shape + (1,) * (value.ndim - t.ndim)) if value.ndim > t.ndim else t
+
+
+def evaluate(function: Scalar, t: Tensor, element: tuple[int, ...] = ()) -> Tensor:
+    """Call ``function`` and see that what it returns is of shape t.shape + element, in float64."""
     value: object = function(t)
     if isinstance(value, numbers.Real):
-        return torch.full_like(t, float(value))
+        return torch.full(t.shape + element, float(value), dtype=t.dtype, device=t.device)
     if not isinstance(value, Tensor):
         raise ScheduleError(
             f"a schedule returned a {type(value).__name__}. Return a tensor of t's shape."
@@ -132,14 +152,42 @@ def _evaluate(function: Scalar, t: Tensor) -> Tensor:
             f"a schedule returned {value.dtype} for float64 times. "
             "Keep t's dtype throughout; a constant may be a Python number."
         )
-    if value.shape == t.shape:
+    if value.shape == t.shape + element:
         return value
-    if value.ndim == 0:
-        return value.expand(t.shape)
+    if value.ndim == 0 or value.shape == t.shape:
+        return widened(value, t.new_empty(t.shape + element)).expand(t.shape + element)
     raise ScheduleError(
         f"a schedule returned shape {tuple(value.shape)} for times of shape {tuple(t.shape)}. "
-        "Write it elementwise in t."
+        "Write it elementwise in t; one schedule an element returns t.shape + E, "
+        "e.g. t[..., None] * rates."
     )
+
+
+def _differentiate(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    """f and f' of an elementwise f: the pull-back of ones, or their push-forward.
+
+    Plain autograd costs a third of torch.func. It serves where nothing else is followed through f:
+    no weights of a learned schedule, no transform.
+    """
+    value = function(t)
+    plain = not (value.requires_grad or torch.is_inference_mode_enabled() or transforming())
+    if plain and value.shape == t.shape:
+        with torch.enable_grad():
+            leaf = t.detach().requires_grad_()
+            again = function(leaf)
+            slope = (
+                torch.autograd.grad(again, leaf, torch.ones_like(again), allow_unused=True)[0]
+                if again.requires_grad
+                else None
+            )
+        return value, torch.zeros_like(t) if slope is None else slope
+    value, pull = torch.func.vjp(function, t)[:2]
+    if value.shape == t.shape:
+        return value, pull(torch.ones_like(t))[0]
+    # The pull-back is linear, and its own pull-back is the push-forward. (torch's forward mode is
+    # several times slower here: it composes its rule for a product with a number out of parts.)
+    push = torch.func.vjp(lambda weights: pull(weights)[0], torch.zeros_like(value))[1]
+    return value, push(torch.ones_like(t))[0]
 
 
 @torch.no_grad()
@@ -161,6 +209,7 @@ def checked(name: str, function: Scalar | Schedule) -> Schedule:
     schedule = function if isinstance(function, Schedule) else Schedule(function)
     middle = len(GRID) // 3  # a time apart from the symmetric one
     try:
+        schedule = _with_element(schedule)
         values, slopes, _ = schedule.jet(GRID.clone())
         alone = schedule(GRID[middle].clone())
     except ScheduleError as error:
@@ -170,14 +219,15 @@ def checked(name: str, function: Scalar | Schedule) -> Schedule:
             f"{name}(t) failed for a batch of float64 times ({error}). "
             "Write it elementwise in torch operations, without branches on t (use torch.where)."
         ) from error
-    if not torch.allclose(alone, values[middle], rtol=1e-9, atol=1e-12, equal_nan=True):
+    same = torch.isclose(alone, values[middle], rtol=1e-9, atol=1e-12, equal_nan=True)
+    if not same.all():
         raise ScheduleError(
-            f"{name}({GRID[middle].item():g}) is {alone.item():g} alone but "
-            f"{values[middle].item():g} in a batch. Write it elementwise in t."
+            f"{name}({GRID[middle].item():g}) is {alone[~same][0].item():g} alone but "
+            f"{values[middle][~same][0].item():g} in a batch. Write it elementwise in t."
         )
     _check_finite(name, values, "", GRID)
     _check_finite(name, slopes[_INSIDE], "'", GRID[_INSIDE])
-    if not slopes[_INSIDE].any() and values[_INSIDE].std() > 1e-9 * values.abs().max():
+    if not slopes[_INSIDE].any() and values[_INSIDE].std(0).max() > 1e-9 * values.abs().max():
         raise ScheduleError(
             f"{name}(t) varies but its derivative is 0 at every t. Compute it from t by torch "
             "operations that can be differentiated (no detach, no numpy), or give a "
@@ -186,10 +236,21 @@ def checked(name: str, function: Scalar | Schedule) -> Schedule:
     return _exact_zeros(schedule, values)
 
 
+def _with_element(schedule: Schedule) -> Schedule:
+    """The same schedule, knowing the element shape that its function shows on the grid."""
+    if type(schedule) is not Schedule or schedule.element:
+        return schedule
+    value = schedule._function(GRID.clone())
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(GRID):
+        schedule = copy.copy(schedule)
+        schedule.element = tuple(value.shape[1:])
+    return schedule
+
+
 def _check_finite(name: str, values: Tensor, prime: str, at: Tensor) -> None:
-    bad = ~values.isfinite()
-    if bad.any():
-        t, value = at[bad][0].item(), values[bad][0].item()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        t, value = at[bad[0, 0]].item(), values[tuple(bad[0])].item()
         where = "inside (0, 1)" if prime else "on [0, 1]"
         raise ScheduleError(
             f"{name}{prime}({t:.9g}) is {value}. A schedule must be finite {where}; rewrite it so "
@@ -200,10 +261,10 @@ def _check_finite(name: str, values: Tensor, prime: str, at: Tensor) -> None:
 
 def _exact_zeros(schedule: Schedule, values: Tensor) -> Schedule:
     """The same schedule, exactly zero at an end where rounding alone keeps it from zero."""
-    rounding = 4 * torch.finfo(torch.float64).eps * values.abs().max()
+    rounding = 4 * torch.finfo(torch.float64).eps * values.abs().amax(0)
     ends = ((0.0, values[0].abs()), (1.0, values[-1].abs()))
-    zeros = tuple(t for t, size in ends if 0 < size <= rounding)
-    if zeros:
+    zeros = tuple((t, (size > 0) & (size <= rounding)) for t, size in ends)
+    if any(bool(which.any()) for _, which in zeros):
         schedule = copy.copy(schedule)
-        schedule._zeros = zeros
+        schedule._zeros = tuple((t, which) for t, which in zeros if which.any())
     return schedule

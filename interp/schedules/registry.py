@@ -28,6 +28,13 @@ HOME = {
     "with_gamma": "bridges",
 }
 
+#: The same for what is made of other paths, and so cannot be built from its name alone.
+COMPOSED = {
+    "rescale": "composed",
+    "reverse": "composed",
+    "warp": "composed",
+}
+
 
 def names() -> tuple[str, ...]:
     """The names of the paths that `from_config` can build, sorted."""
@@ -51,9 +58,9 @@ def from_config(config: Mapping[str, object]) -> Interpolant:
         raise OptionError(
             f'the schedule {dict(config)} has no "name". Give one of {", ".join(names())}.'
         )
-    home = HOME.get(str(name))
+    home = (HOME | COMPOSED).get(str(name))
     if home is None:
-        raise UnknownName.of("schedule", name, names())
+        raise UnknownName.of("schedule", name, [*HOME, *COMPOSED])
     builder = getattr(importlib.import_module(f".{home}", __package__), str(name))
     known = inspect.signature(builder).parameters
     for option in options:

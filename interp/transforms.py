@@ -1,0 +1,123 @@
+"""Paths made from a path: another clock, another scale, the other direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .algebra import REVERSED, Chain, Product, Warp, constant
+from .errors import ScheduleError, Unsupported
+from .interpolant import Interpolant
+from .scalar import GRID, Scalar, Schedule, checked
+
+Change = Callable[[Schedule], Schedule]
+_ROUNDING = 4 * torch.finfo(torch.float64).eps
+
+
+def warp(
+    path: Interpolant,
+    tau: Scalar | Schedule,
+    inverse: Callable[[Tensor], Tensor] | None = None,
+) -> Interpolant:
+    """The path I_tau(t): see `Interpolant.warp`."""
+    clock = as_warp(tau, inverse)
+    if clock.element and any(f.element for f in _functions(path)):
+        raise Unsupported(
+            f"both the path and tau differ between elements (tau's element is {clock.element}). "
+            "Warp each element's schedule by itself, or use one tau for all."
+        )
+    back = None
+    if clock.inverse is not None and path._time_at_log_snr is not None:
+        back = _After(clock.inverse, path._time_at_log_snr)
+    config = None
+    if path.config is not None and clock.config is not None:
+        config = {"name": "warp", "path": path.config, "tau": clock.config}
+    return _changed(path, lambda f: Chain(f, clock), config, back)
+
+
+def rescale(path: Interpolant, c: float | Scalar | Schedule) -> Interpolant:
+    """The path c(t) I_t: see `Interpolant.rescale`."""
+    if isinstance(c, (int, float)) and not isinstance(c, bool):
+        factor, config = constant(float(c)), {"name": "rescale", "path": path.config, "c": float(c)}
+    else:
+        factor, config = checked("c", c), None  # type: ignore[arg-type]
+    values = factor(GRID)
+    bad = (~((values > 0) & values.isfinite())).nonzero()
+    if len(bad):
+        raise ScheduleError(
+            f"c({GRID[bad[0, 0]].item():.9g}) is {values[tuple(bad[0])].item():g}, and a scale must "
+            "be positive on [0, 1]. Give one that is."
+        )
+    if path.config is None:
+        config = None
+    return _changed(path, lambda f: Product(factor, f), config, path._time_at_log_snr)
+
+
+def reverse(path: Interpolant) -> Interpolant:
+    """The path I_(1 - t): see `Interpolant.reverse`."""
+    config = None if path.config is None else {"name": "reverse", "path": path.config}
+    return _changed(path, lambda f: Chain(f, REVERSED), config, None)
+
+
+def as_warp(tau: Scalar | Schedule, inverse: Callable[[Tensor], Tensor] | None = None) -> Warp:
+    """``tau`` as a `Warp`, refused where it leaves [0, 1] or falls.
+
+    Raises:
+        ScheduleError: with t and the value.
+    """
+    if isinstance(tau, Warp):
+        return tau
+    schedule = checked("tau", tau)
+    with torch.no_grad():
+        values = schedule(GRID)
+    outside = (~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING))).nonzero()
+    if len(outside):
+        raise ScheduleError(
+            f"tau({GRID[outside[0, 0]].item():.9g}) is {values[tuple(outside[0])].item():.9g}, "
+            "outside [0, 1]. A time change maps [0, 1] into itself."
+        )
+    falls = (values.diff(dim=0) < -_ROUNDING).nonzero()
+    if len(falls):
+        i, *element = falls[0].tolist()
+        here, there = (values[(k, *element)].item() for k in (i, i + 1))
+        raise ScheduleError(
+            f"tau falls from {here:.9g} at t = {GRID[i].item():.9g} to {there:.9g} at "
+            f"t = {GRID[i + 1].item():.9g}. Give a time change that rises; to run a path the other "
+            "way, use path.reverse()."
+        )
+    return Warp(schedule, inverse)
+
+
+@dataclass(frozen=True)
+class _After:
+    """outer(inner(v)); an object, so that a copy of a path copies what it is made of."""
+
+    outer: Callable[[Tensor], Tensor]
+    inner: Callable[[Tensor], Tensor]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.outer(self.inner(v))
+
+
+def _functions(path: Interpolant) -> list[Schedule]:
+    return [f for f in (path.alpha, path.beta, path.gamma) if f is not None]
+
+
+def _changed(
+    path: Interpolant,
+    change: Change,
+    config: Mapping[str, object] | None,
+    time_at_log_snr: Callable[[Tensor], Tensor] | None,
+) -> Interpolant:
+    """The path whose three functions are those of ``path``, changed."""
+    return Interpolant(
+        change(path.alpha),
+        change(path.beta),
+        None if path.gamma is None else change(path.gamma),
+        path.gaussian_base,
+        config=config,
+        time_at_log_snr=time_at_log_snr,
+    )
