@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
+    from .preconditioning import precondition
     from .solvers import methods, solve
     from .terms import ODE, SDE
     from .training import train
@@ -33,6 +34,7 @@ _HOME = {
     "guide": "guidance",
     "log_prob": "likelihood",
     "methods": "solvers",
+    "precondition": "preconditioning",
     "solve": "solvers",
     "train": "training",
 }
@@ -41,8 +43,8 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "schedules", "Interpolant", "ODE", "SDE", "solve", "methods", "log_prob", "guide", "exact",
-    "losses", "times", "train", "plot", "noise", "errors",
+    "schedules", "Interpolant", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
+    "precondition", "exact", "losses", "times", "train", "plot", "noise", "errors",
 ]  # fmt: skip
 
 

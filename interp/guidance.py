@@ -42,6 +42,16 @@ class Guided:
             return guided
         return torch.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), guided, c)
 
+    @property
+    def view(self) -> str | None:
+        """What the model says that it returns, if it does."""
+        return getattr(self.model, "view", None)
+
+    @property
+    def exact_time(self) -> bool:
+        """Whether the model wants its time in float64."""
+        return bool(getattr(self.model, "exact_time", False))
+
     def _inside(self, t: Tensor) -> bool | Tensor:
         """Whether t is in the interval: for each row where that differs, else for all."""
         if self.interval is None:

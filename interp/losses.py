@@ -26,7 +26,7 @@ from . import weights as weighting
 from .arguments import require_floating, require_same, spread
 from .coefficients import Coefficients
 from .errors import FieldError, OptionError, UndeterminedView
-from .terms.model import call, check_time_name
+from .terms.model import call, check_own_view, check_time_name
 from .weights import Learned, Weight
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Regression(nn.Module):
             OptionError: points that do not fit together, no rows, or a missing ``x0``.
             FieldError: a model that returns something else than a tensor of x's shape.
         """
+        check_own_view(model, self.view)
         x0, x1, cond = self._pair(x0, x1, dict(cond or {}), generator)
         z = None if self.path.gamma is None else _normal(x1, generator)
         t, correction = self.times(len(x1), generator=generator, device=x1.device)
@@ -242,7 +243,10 @@ def _combine(shares: tuple[_Share, _Share, _Share], ends: tuple[Tensor | None, .
             total = x if total is None else total + x
             continue
         factor = spread(share, x)
-        total = factor * x if total is None else torch.addcmul(total, factor, x)
+        if total is None:
+            total = factor * x
+        else:  # one pass over the elements where there is a factor a row
+            total = torch.addcmul(total, factor, x) if factor.ndim else total + factor * x
     assert total is not None  # every view takes something
     return total
 

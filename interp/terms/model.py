@@ -83,6 +83,17 @@ def call(
     return model(stamp, x, **cond)
 
 
+def check_own_view(model: Model, view: str) -> None:
+    """Refuse to take a model that says what it returns for something else.
+
+    Raises:
+        OptionError: names both views.
+    """
+    own = getattr(model, "view", view)
+    if isinstance(own, str) and own in views.VIEWS and own != view:
+        raise OptionError(f'the model returns the {own}, not the {view}. Give view="{own}".')
+
+
 def _check_view(path: Interpolant, view: object) -> None:
     views.check(view)
     if not path.gaussian_base and view != "velocity":
@@ -118,6 +129,7 @@ class PathTerm:
     ) -> None:
         check_callable("model", model)
         _check_view(path, view)
+        check_own_view(model, view)
         check_time_name(time)
         self.path, self.model, self.view, self.time = path, model, view, time
 
