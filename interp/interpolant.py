@@ -5,6 +5,7 @@ I_t = alpha(t) x0 + beta(t) x1 + gamma(t) z,   z ~ N(0, 1),   sigma = sqrt(alpha
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ class Interpolant:
         gaussian_base: whether x0 ~ N(0, 1) independent of x1, so that the views convert.
         config: what rebuilds this path by ``schedules.from_config``; None for a custom path.
         time_at_log_snr: the closed-form inverse of `log_snr`, where there is one.
+        table: the size n of the table that the path goes through, whose index k is at
+            t = 1 - (k + 1) / n; None where there is none.
 
     Attributes:
         boundary: the `Boundary`, what holds at the ends.
@@ -64,12 +67,18 @@ class Interpolant:
         *,
         config: Mapping[str, object] | None = None,
         time_at_log_snr: Callable[[Tensor], Tensor] | None = None,
+        table: int | None = None,
     ) -> None:
         self.alpha = checked("alpha", alpha)
         self.beta = checked("beta", beta)
         self.gamma = None if gamma is None else checked("gamma", gamma)
         self.gaussian_base = gaussian_base
+<<<<<<< Updated upstream
         self.config: dict[str, object] | None = None if config is None else dict(config)
+=======
+        self.config = None if config is None else dict(config)
+        self.table = table
+>>>>>>> Stashed changes
         self._time_at_log_snr = time_at_log_snr
         with torch.no_grad():
             k = self.coefficients(GRID)
@@ -84,7 +93,7 @@ class Interpolant:
     def __repr__(self) -> str:
         if self.config is None:
             return f"Interpolant(custom, gaussian_base={self.gaussian_base})"
-        options = ", ".join(f"{k}={v!r}" for k, v in self.config.items() if k != "name")
+        options = ", ".join(f"{k}={reprlib.repr(v)}" for k, v in self.config.items() if k != "name")
         return f"{self.config.get('name')}({options})"
 
     # Points and rates

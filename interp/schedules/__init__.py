@@ -8,6 +8,7 @@ from .bridges import brownian_bridge, encode_decode, foellmer, mirror, with_gamm
 from .closed import cosine, linear, polynomial, power, trigonometric
 from .diffusions import edm, sub_variance_preserving, variance_exploding, variance_preserving
 from .registry import from_config, names
+from .tables import from_alphas_cumprod, from_betas, from_sigmas, named_betas
 
 __all__ = [
     "Schedule",
@@ -16,10 +17,14 @@ __all__ = [
     "edm",
     "encode_decode",
     "foellmer",
+    "from_alphas_cumprod",
+    "from_betas",
     "from_config",
+    "from_sigmas",
     "gammas",
     "linear",
     "mirror",
+    "named_betas",
     "names",
     "polynomial",
     "power",

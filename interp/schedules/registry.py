@@ -26,6 +26,9 @@ HOME = {
     "encode_decode": "bridges",
     "mirror": "bridges",
     "with_gamma": "bridges",
+    "from_betas": "tables",
+    "from_alphas_cumprod": "tables",
+    "from_sigmas": "tables",
 }
 
 #: The same for what is made of other paths, and so cannot be built from its name alone.
