@@ -73,12 +73,8 @@ class Interpolant:
         self.beta = checked("beta", beta)
         self.gamma = None if gamma is None else checked("gamma", gamma)
         self.gaussian_base = gaussian_base
-<<<<<<< Updated upstream
         self.config: dict[str, object] | None = None if config is None else dict(config)
-=======
-        self.config = None if config is None else dict(config)
         self.table = table
->>>>>>> Stashed changes
         self._time_at_log_snr = time_at_log_snr
         with torch.no_grad():
             k = self.coefficients(GRID)
