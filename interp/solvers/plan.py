@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ def _problem(
     return Problem(
         field=field,
         y=y,
-        row=x[0].numel() if x.ndim and len(x) else x.numel() if not x.ndim else 0,
+        row=math.prod(x.shape[1:]) if x.numel() else 0,
         saves=saves,
         xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
         time=x.new_empty((), dtype=torch.float64 if exact_time else x.dtype),

@@ -255,7 +255,7 @@ def _adaptive(run: _Run, numbers: Numbers, goal: Adaptive) -> Report:
         if run.accepted + run.rejected >= goal.max_steps:
             return run.report("too_many_steps", t, h)
         left = abs(goal.to - t)
-        step, end = (left, goal.to) if h >= left * (1 - 1e-9) else (h, t + forward * h)
+        step, end = (left, goal.to) if 1.01 * h >= left else (h, t + forward * h)
         y_end, slopes = _step(run, numbers, first, t, end)
         last, error = None, float("nan")
         if _finite(y_end):

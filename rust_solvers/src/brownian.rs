@@ -6,9 +6,8 @@
 //! node), so W(t) does not depend on the grid that asked for it, as long as no two times fall
 //! inside one leaf. The same recipe stands in `interp/noise.py`.
 
-use rayon::prelude::*;
-
 use crate::philox::{Key, fill_normals};
+use crate::threads::share;
 
 /// The root interval and how many levels the tree has.
 #[derive(Clone, Copy, Debug)]
@@ -137,16 +136,10 @@ impl Path {
     /// One normal for every element, keyed by `node`.
     fn draw(&mut self, node: u64) {
         let Rows { len, first, key } = self.rows;
-        // Whole rows to a thread, a few thousand normals at a time.
-        let rows = (4096 / len.max(1)).max(1);
-        let chunk = |(i, out): (usize, &mut [f64])| {
-            fill_normals(out, len, first.wrapping_add((i * rows) as u32), key, node);
-        };
-        if crate::kernels::parallel(NORMAL * self.elements) {
-            self.normals.par_chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);
-        } else {
-            self.normals.chunks_mut(rows * len.max(1)).enumerate().for_each(chunk);
-        }
+        share(&mut self.normals, len.max(1), NORMAL, |from, out| {
+            let row = first.wrapping_add((from / len.max(1)) as u32);
+            fill_normals(out, len, row, key, node);
+        });
     }
 }
 

@@ -4,12 +4,13 @@
 //! operand once and writes its result once, in chunks whose size does not depend on the number of
 //! threads, so that sums come out the same whatever the machine.
 
-use std::sync::OnceLock;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use crate::real::Real;
+use crate::threads::share;
 
 /// One operand of a linear combination: its coefficient and its elements.
 pub type Term<'a, T> = (f64, &'a [T]);
@@ -18,19 +19,7 @@ pub type Term<'a, T> = (f64, &'a [T]);
 pub const MAX_TERMS: usize = 10;
 
 /// Elements in a chunk: small enough for the first-level cache with ten operands in flight.
-const CHUNK: usize = 2048;
-
-/// From this many elements on a pass is shared out between threads. Below it one thread is quicker
-/// (measured at 2e5 on two cores: 20 % of the field's time against 34 %), since torch's own threads
-/// still spin on the cores when a pass begins.
-const PARALLEL: usize = 1 << 20;
-
-/// Whether a pass over `elements` is shared out. Not in a forked child: threads do not survive a fork,
-/// and waiting for them would not end.
-pub fn parallel(elements: usize) -> bool {
-    static OWNER: OnceLock<u32> = OnceLock::new();
-    elements >= PARALLEL && *OWNER.get_or_init(std::process::id) == std::process::id()
-}
+pub const CHUNK: usize = 2048;
 
 /// `out = sum_j c_j v_j`. Returns whether any element of the result is NaN or infinite.
 ///
@@ -41,15 +30,7 @@ pub fn combine<T: Real>(out: &mut [T], terms: &[Term<T>]) -> bool {
     fn sized<T: Real, const M: usize>(out: &mut [T], terms: &[Term<T>]) -> bool {
         let c: [T; M] = std::array::from_fn(|j| T::from_f64(terms[j].0));
         let v: [&[T]; M] = std::array::from_fn(|j| terms[j].1);
-        let pass = |(i, out): (usize, &mut [T])| {
-            let from = i * CHUNK;
-            combine_chunk(out, &c, &v.map(|v| &v[from..from + out.len()]))
-        };
-        if parallel(out.len()) {
-            out.par_chunks_mut(CHUNK).enumerate().map(pass).reduce(|| 0, |a, b| a | b) != 0
-        } else {
-            out.chunks_mut(CHUNK).enumerate().map(pass).fold(0, |a, b| a | b) != 0
-        }
+        each_chunk(out, |range, out| combine_chunk(out, &c, &v.map(|v| &v[range.clone()])))
     }
     assert!(terms.iter().all(|(_, v)| v.len() == out.len()), "operands differ in length");
     match terms.len() {
@@ -100,18 +81,17 @@ pub fn error_norm<T: Real>(terms: &[Term<T>], y: &[T], y_new: &[T], tolerance: T
     ) -> f64 {
         let c: [T; M] = std::array::from_fn(|j| T::from_f64(terms[j].0));
         let v: [&[T]; M] = std::array::from_fn(|j| terms[j].1);
-        let pass = |i: usize| {
-            let range = i * CHUNK..((i + 1) * CHUNK).min(y.len());
-            let v = v.map(|v| &v[range.clone()]);
-            norm_chunk(&c, &v, &y[range.clone()], &y_new[range], tolerance)
-        };
-        let chunks = y.len().div_ceil(CHUNK);
-        if parallel(y.len()) {
-            // Collected in order before summing: the same sum for any number of threads.
-            (0..chunks).into_par_iter().map(pass).collect::<Vec<f64>>().into_iter().sum()
-        } else {
-            (0..chunks).map(pass).sum()
-        }
+        // One sum a chunk, added in order: the same total for any number of threads.
+        let mut sums = vec![0.0; y.len().div_ceil(CHUNK)];
+        share(&mut sums, 1, CHUNK, |first, sums| {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let from = (first + i) * CHUNK;
+                let range = from..(from + CHUNK).min(y.len());
+                let v = v.map(|v| &v[range.clone()]);
+                *sum = norm_chunk(&c, &v, &y[range.clone()], &y_new[range], tolerance);
+            }
+        });
+        sums.iter().sum()
     }
     if y.is_empty() {
         return 0.0;
@@ -138,31 +118,54 @@ fn norm_chunk<T: Real, const M: usize>(
     y_new: &[T],
     tolerance: Tolerance,
 ) -> f64 {
-    const LANES: usize = 16;
     let n = y.len();
     let (v, y_new) = (v.map(|v| &v[..n]), &y_new[..n]);
-    let ratio = |i: usize| {
-        let mut e = c[0] * v[0][i];
-        for j in 1..M {
-            e += c[j] * v[j][i];
-        }
-        let size = y[i].abs().max(y_new[i].abs()).to_f64();
-        // Without an absolute tolerance a padding element is 0 / 0: no error is no error.
-        let e = e.to_f64();
-        let ratio = if e == 0.0 { 0.0 } else { e / (tolerance.atol + tolerance.rtol * size) };
-        ratio * ratio
-    };
     let mut sums = [0.0f64; LANES];
-    let whole = n / LANES * LANES;
-    for base in (0..whole).step_by(LANES) {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += ratio(base + lane);
+    let mut add = |ratios: [f64; LANES]| {
+        for lane in 0..LANES {
+            sums[lane] += ratios[lane] * ratios[lane];
         }
+    };
+    let whole = n / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        // Each operand a fixed array, so that nothing is left to check inside.
+        let load = |v: &[T]| -> [T; LANES] { std::array::from_fn(|lane| v[at..at + LANES][lane]) };
+        add(ratios(load, c, &v, (y, y_new), tolerance));
     }
-    for i in whole..n {
-        sums[i - whole] += ratio(i);
+    if whole < n {
+        let load = |v: &[T]| -> [T; LANES] {
+            std::array::from_fn(|lane| v.get(whole + lane).copied().unwrap_or(T::ZERO))
+        };
+        add(ratios(load, c, &v, (y, y_new), tolerance));
     }
     sums.iter().sum()
+}
+
+/// Lanes of a sum: as many as a vector of single precision holds.
+const LANES: usize = 16;
+
+/// `(sum_j c_j v_j) / (atol + rtol max(|y|, |y_new|))` on the lanes that `load` takes of an operand.
+#[inline(always)]
+fn ratios<T: Real, const M: usize>(
+    load: impl Fn(&[T]) -> [T; LANES],
+    c: &[T; M],
+    v: &[&[T]; M],
+    (y, y_new): (&[T], &[T]),
+    tolerance: Tolerance,
+) -> [f64; LANES] {
+    let mut e = load(v[0]).map(|v| c[0] * v);
+    for j in 1..M {
+        let v = load(v[j]);
+        for lane in 0..LANES {
+            e[lane] += c[j] * v[lane];
+        }
+    }
+    let (y, y_new) = (load(y), load(y_new));
+    std::array::from_fn(|lane| {
+        let (e, size) = (e[lane].to_f64(), y[lane].abs().max(y_new[lane].abs()).to_f64());
+        // Without an absolute tolerance a padding element is 0 / 0: no error is no error.
+        if e == 0.0 { 0.0 } else { e / (tolerance.atol + tolerance.rtol * size) }
+    })
 }
 
 /// `out = a y + b k + s w`, or `out = a y + b k + g w` elementwise where a diffusion `g` is given.
@@ -175,20 +178,28 @@ pub fn noisy_update<T: Real>(
 ) -> bool {
     let n = out.len();
     assert!(y.len() == n && k.len() == n && noise.w.len() == n, "operands differ in length");
-    let pass = |(i, out): (usize, &mut [T])| {
-        let range = i * CHUNK..i * CHUNK + out.len();
+    each_chunk(out, |range, out| {
         let noise = Noise {
             w: &noise.w[range.clone()],
             scale: noise.scale,
             diffusion: noise.diffusion.map(|g| &g[range.clone()]),
         };
         noisy_chunk(out, (a, &y[range.clone()]), (b, &k[range]), &noise)
-    };
-    if parallel(n) {
-        out.par_chunks_mut(CHUNK).enumerate().map(pass).reduce(|| 0, |a, b| a | b) != 0
-    } else {
-        out.chunks_mut(CHUNK).enumerate().map(pass).fold(0, |a, b| a | b) != 0
-    }
+    })
+}
+
+/// Fill `out` chunk by chunk; whether some call gave anything but 0.
+fn each_chunk<T: Real>(out: &mut [T], fill: impl Fn(Range<usize>, &mut [T]) -> u32 + Sync) -> bool {
+    let bad = AtomicU32::new(0);
+    share(out, CHUNK, 1, |first, piece| {
+        let mut found = 0;
+        for (i, out) in piece.chunks_mut(CHUNK).enumerate() {
+            let from = first + i * CHUNK;
+            found |= fill(from..from + out.len(), out);
+        }
+        bad.fetch_or(found, Ordering::Relaxed);
+    });
+    bad.into_inner() != 0
 }
 
 /// A noise increment and what multiplies it: `scale`, and a diffusion of the state's shape if any.
@@ -265,7 +276,7 @@ mod tests {
     #[test]
     fn the_norm_is_the_root_mean_square_for_any_length() {
         let tolerance = Tolerance { rtol: 0.5, atol: 0.25 };
-        for n in [0usize, 1, 15, 16, 17, CHUNK + 1, PARALLEL + 5] {
+        for n in [0usize, 1, 15, 16, 17, CHUNK + 1, (1 << 20) + 5] {
             let y: Vec<f64> = (0..n).map(|i| (i % 7) as f64 - 3.0).collect();
             let e: Vec<f64> = (0..n).map(|i| (i % 5) as f64).collect();
             let mean =

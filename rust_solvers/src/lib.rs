@@ -13,3 +13,4 @@ pub mod real;
 pub mod recurrence;
 pub mod runge_kutta;
 pub mod system;
+pub mod threads;

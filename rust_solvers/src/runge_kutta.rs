@@ -195,9 +195,9 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 return Ok(self.failed(Status::TooManySteps, t, (accepted, rejected), h));
             }
             let left = (run.to - t).abs();
-            // The last step lands on the end exactly, without a sliver left over.
-            let (step, next) =
-                if h >= left * (1.0 - 1e-9) { (left, run.to) } else { (h, t + forward * h) };
+            // The last step lands on the end exactly, and a hundredth longer rather than leave a sliver
+            // over (as Hairer's dopri5 does).
+            let (step, next) = if 1.01 * h >= left { (left, run.to) } else { (h, t + forward * h) };
             let c = &self.tableau.c[1..];
             let times: Vec<f64> = c.iter().map(|&c| stage_time(c, t, next)).collect();
             self.system.announce(&times)?;
@@ -228,9 +228,11 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 rejected += 1;
                 h = step * controller.rejected(error);
                 if h < smallest {
-                    let status =
-                        if error.is_finite() { Status::StepUnderflow } else { Status::NonFinite };
-                    return Ok(self.failed(status, t, (accepted, rejected), h));
+                    let mut end = self.failed(Status::NonFinite, t, (accepted, rejected), h);
+                    if end.rows.is_empty() {
+                        end.status = Status::StepUnderflow;
+                    }
+                    return Ok(end);
                 }
             }
         }

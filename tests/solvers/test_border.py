@@ -21,8 +21,7 @@ from interp.solvers import StepState
 
 F32, F64 = torch.float32, torch.float64
 Field = Callable[[Tensor, Tensor], Tensor]
-# Below and above where results used to be read in place, where passes release the lock (1024) and
-# where threads share them (65536).
+# Below and above where passes release the lock (1024); the last one in more than one chunk of memory.
 SIZES = [6, 5000, 70_000]
 BACKENDS = ["rust", "torch", "torchdiffeq"]
 DECAY = math.exp(-1)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -20,8 +21,7 @@ import interp
 from interp.solvers import StepState
 
 F64 = torch.float64
-# Passes release the lock from 1024 elements on, and share threads from 65536.
-SIZES = [6, 5000, 70_000]
+SIZES = [6, 5000, 70_000]  # passes release the lock from 1024 elements on
 BACKENDS = ["rust", "torch", "torchdiffeq"]
 DECAY = math.exp(-1)
 
@@ -137,7 +137,7 @@ def test_several_threads_at_once() -> None:
     failures: list[str] = []
 
     def work(k: int) -> None:
-        for size in (6, 5000, 70_000):
+        for size in (6, 5000, 2**20 + 2):  # from 2^20 elements on the passes are shared out
             x = column(size) + k
             sol = interp.solve(lambda t, x: -x, x, method="rk38", steps=10)
             if float((sol.x - x * DECAY).abs().max()) > 1e-5:
@@ -196,6 +196,38 @@ def test_ctrl_c_is_answered_at_once(size: int) -> None:
         # The best of three, since a loaded machine may not even run us for as long.
         waits = (seconds_until_interrupted(term, x, method) for _ in range(3))
         assert any(wait < 0.2 for wait in waits)
+
+
+def test_no_signal_is_lost_while_a_run_starts() -> None:
+    """A handler's exception comes out wherever the signal lands, also in the engine's own setting up."""
+
+    class Rang(Exception):
+        pass
+
+    def heard(t: Tensor, x: Tensor) -> Tensor:
+        raise Rang
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Rang
+
+    def run(drift: Callable[..., Tensor], steps: int = 100_000) -> None:
+        term = interp.SDE(drift, 0.0)
+        interp.solve(term, torch.ones(4), method="euler_maruyama", steps=steps, seed=0)
+
+    run(torch.mul, 1)  # imports what it needs
+    began = time.perf_counter()
+    with pytest.raises(Rang):
+        run(heard)
+    ready = time.perf_counter() - began
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for k in range(1, 25):  # the engine takes over in the last part of it
+            signal.setitimer(signal.ITIMER_REAL, (0.5 + 0.025 * k) * ready)
+            with pytest.raises(Rang):
+                run(torch.mul)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_lock_is_released_in_passes_over_large_states() -> None:

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -16,7 +17,7 @@ use crate::real::Real;
 use crate::recurrence::{self, Recurrence};
 use crate::runge_kutta::{Adaptive, Run, Steps, Tableau};
 use crate::system::{Outcome, System};
-use tensor::{Buffer, Outputs, Pool, Slope, Torch};
+use tensor::{Buffer, Outputs, Pool, Precision, Slope, Torch};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
 /// pass ends before another thread could have taken it.
@@ -58,16 +59,12 @@ enum Now {
 
 impl<'py> Clock<'py> {
     fn new(problem: &Problem<'py>) -> PyResult<Self> {
-        let (time, plain) = (&problem.time, problem.plain.clone());
-        if time.getattr("dtype")?.to_string() == "torch.float64" {
-            let torch = Torch::like::<f64>(time, plain)?;
-            let now = Some(Now::Double(torch.buffer()?));
-            Ok(Clock { torch, now })
-        } else {
-            let torch = Torch::like::<f32>(time, plain)?;
-            let now = Some(Now::Single(torch.buffer()?));
-            Ok(Clock { torch, now })
-        }
+        let torch = Torch::like(&problem.time, problem.plain.clone())?;
+        let now = Some(match torch.precision {
+            Precision::Single => Now::Single(torch.buffer()?),
+            Precision::Double => Now::Double(torch.buffer()?),
+        });
+        Ok(Clock { torch, now })
     }
 
     fn set(&mut self, t: f64) -> PyResult<()> {
@@ -108,8 +105,7 @@ struct PySystem<'py, T> {
 }
 
 impl<'py, T: Real> PySystem<'py, T> {
-    fn new(problem: Problem<'py>, y: Bound<'py, PyAny>) -> PyResult<(Self, Buffer<T>)> {
-        let torch = Torch::like::<T>(&y, problem.plain.clone())?;
+    fn new((problem, torch, y): Posed<'py>) -> PyResult<(Self, Buffer<T>)> {
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
         let y = Buffer::of(&torch, &y)?;
@@ -252,21 +248,25 @@ fn checked_grid(grid: Vec<f64>) -> PyResult<Vec<f64>> {
     Ok(grid)
 }
 
-/// The problem and its state, which it gives up: `problem.y` is None afterwards.
-fn take_state<'py>(problem: &Bound<'py, PyAny>) -> PyResult<(Problem<'py>, Bound<'py, PyAny>)> {
-    let y = problem.getattr("y")?;
-    problem.setattr("y", problem.py().None())?;
-    Ok((problem.extract()?, y))
+/// A problem, what its tensors are like, and its state.
+type Posed<'py> = (Problem<'py>, Torch<'py>, Bound<'py, PyAny>);
+
+/// Take in a problem, which gives up its state: `problem.y` is None afterwards.
+fn pose<'py>(problem: &Bound<'py, PyAny>) -> PyResult<Posed<'py>> {
+    let y = problem.getattr(intern!(problem.py(), "y"))?;
+    problem.setattr(intern!(problem.py(), "y"), problem.py().None())?;
+    let problem: Problem = problem.extract()?;
+    let torch = Torch::like(&y, problem.plain.clone())?;
+    Ok((problem, torch, y))
 }
 
 /// Call `$run` with the element type that the state has.
 macro_rules! by_dtype {
-    ($y:expr, $run:ident ( $($argument:expr),* )) => {{
-        let dtype = $y.getattr("dtype")?.to_string();
-        match dtype.as_str() {
-            "torch.float32" => $run::<f32>($($argument),*),
-            "torch.float64" => $run::<f64>($($argument),*),
-            _ => Err(PyValueError::new_err(format!("a state of dtype {dtype}"))),
+    ($posed:expr, $run:ident, $($argument:expr),*) => {{
+        let posed = $posed;
+        match posed.1.precision {
+            Precision::Single => $run::<f32>(posed, $($argument),*),
+            Precision::Double => $run::<f64>(posed, $($argument),*),
         }
     }};
 }
@@ -299,17 +299,16 @@ fn runge_kutta<'py>(
         _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
     };
     fn run<'py, T: Real>(
-        (problem, y): (Problem<'py>, Bound<'py, PyAny>),
+        posed: Posed<'py>,
         tableau: &Tableau,
         steps: &Steps,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (row, saves) = (problem.row, problem.saves.clone());
-        let (mut system, y) = PySystem::<T>::new(problem, y)?;
+        let (row, saves) = (posed.0.row, posed.0.saves.clone());
+        let (mut system, y) = PySystem::<T>::new(posed)?;
         let outcome = Run::new(&mut system, tableau, row, &saves, y)?.integrate(steps)?;
         system.report(outcome)
     }
-    let (problem, y) = take_state(&problem)?;
-    by_dtype!(y, run((problem, y), &tableau, &steps))
+    by_dtype!(pose(&problem)?, run, &tableau, &steps)
 }
 
 /// What keys the noise of a run.
@@ -343,12 +342,12 @@ fn euler_maruyama<'py>(
         return Err(PyValueError::new_err("the grid leaves the span of the Brownian tree"));
     }
     fn run<'py, T: Real>(
-        (problem, y): (Problem<'py>, Bound<'py, PyAny>),
+        posed: Posed<'py>,
         steps: &Recurrence,
         noise: &NoiseNumbers,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (row, saves) = (problem.row, problem.saves.clone());
-        let (mut system, y) = PySystem::<T>::new(problem, y)?;
+        let (row, saves) = (posed.0.row, posed.0.saves.clone());
+        let (mut system, y) = PySystem::<T>::new(posed)?;
         let key = stream_key(noise.seed, noise.stream);
         let rows = Rows { len: row, first: noise.first_row, key };
         let root = Root { from: noise.span.0, to: noise.span.1, depth: noise.depth };
@@ -357,8 +356,7 @@ fn euler_maruyama<'py>(
         system.report(outcome)
     }
     let recurrence = Recurrence { grid, a, b, s };
-    let (problem, y) = take_state(&problem)?;
-    by_dtype!(y, run((problem, y), &recurrence, &noise))
+    by_dtype!(pose(&problem)?, run, &recurrence, &noise)
 }
 
 /// One block of Philox 4x32-10.
@@ -370,6 +368,7 @@ fn philox_words(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 #[pymodule]
 fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    crate::threads::own();
     module.add_class::<tensor::Memory>()?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;

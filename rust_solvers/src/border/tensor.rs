@@ -12,23 +12,61 @@ use std::cell::{RefCell, UnsafeCell};
 use std::ffi::c_void;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyMemoryError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyTuple};
 
+use crate::kernels::CHUNK;
 use crate::real::Real;
+use crate::threads::share;
 
-/// What the border needs of torch, looked up once a solve.
+/// The parts of torch that the border uses, looked up once a process.
+struct Library {
+    tensor: Py<PyAny>,
+    float32: Py<PyAny>,
+    float64: Py<PyAny>,
+    strided: Py<PyAny>,
+    frombuffer: Py<PyAny>,
+    /// References to a storage; absent in a torch that does not count them for us.
+    storage_uses: Option<Py<PyAny>>,
+}
+
+impl Library {
+    fn get(py: Python<'_>) -> PyResult<&'static Self> {
+        static LIBRARY: PyOnceLock<Library> = PyOnceLock::new();
+        LIBRARY.get_or_try_init(py, || {
+            let torch = py.import("torch")?;
+            Ok(Library {
+                tensor: torch.getattr("Tensor")?.unbind(),
+                float32: torch.getattr("float32")?.unbind(),
+                float64: torch.getattr("float64")?.unbind(),
+                strided: torch.getattr("strided")?.unbind(),
+                frombuffer: torch.getattr("frombuffer")?.unbind(),
+                storage_uses: torch
+                    .getattr("_C")?
+                    .getattr("_storage_Use_Count")
+                    .ok()
+                    .map(Bound::unbind),
+            })
+        })
+    }
+}
+
+/// The element types that the engine integrates.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Precision {
+    Single,
+    Double,
+}
+
+/// What the border needs of torch for tensors of one shape and dtype.
 pub struct Torch<'py> {
     py: Python<'py>,
-    tensor: Bound<'py, PyAny>,
-    dtype: Bound<'py, PyAny>,
-    strided: Bound<'py, PyAny>,
-    frombuffer: Bound<'py, PyAny>,
-    /// References to a storage; absent in a torch that does not count them for us.
-    storage_uses: Option<Bound<'py, PyAny>>,
+    library: &'static Library,
+    pub precision: Precision,
     plain: Bound<'py, PyAny>,
     shape: Bound<'py, PyTuple>,
     pub len: usize,
@@ -67,22 +105,27 @@ impl<T> Drop for Slope<T> {
 impl<'py> Torch<'py> {
     /// Everything about tensors like `state`. `plain(result)` is Python's way to make a contiguous
     /// tensor of torch's own class out of whatever kind of tensor a field returned.
-    pub fn like<T: Real>(state: &Bound<'py, PyAny>, plain: Bound<'py, PyAny>) -> PyResult<Self> {
+    pub fn like(state: &Bound<'py, PyAny>, plain: Bound<'py, PyAny>) -> PyResult<Self> {
         let py = state.py();
-        let torch = py.import(intern!(py, "torch"))?;
+        let library = Library::get(py)?;
+        let dtype = state.getattr(intern!(py, "dtype"))?;
+        let precision = if dtype.is(&library.float32) {
+            Precision::Single
+        } else if dtype.is(&library.float64) {
+            Precision::Double
+        } else {
+            return Err(PyValueError::new_err(format!("a state of dtype {}", dtype.str()?)));
+        };
         let shape = state.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>()?;
-        let uses = torch.getattr(intern!(py, "_C"))?.getattr(intern!(py, "_storage_Use_Count"));
-        Ok(Torch {
-            py,
-            tensor: torch.getattr(intern!(py, "Tensor"))?,
-            dtype: torch.getattr(T::DTYPE)?,
-            strided: torch.getattr(intern!(py, "strided"))?,
-            frombuffer: torch.getattr(intern!(py, "frombuffer"))?,
-            storage_uses: uses.ok(),
-            plain,
-            len: state.call_method0(intern!(py, "numel"))?.extract()?,
-            shape,
-        })
+        let len = state.call_method0(intern!(py, "numel"))?.extract()?;
+        Ok(Torch { py, library, precision, plain, shape, len })
+    }
+
+    fn dtype(&self) -> &Bound<'py, PyAny> {
+        match self.precision {
+            Precision::Single => self.library.float32.bind(self.py),
+            Precision::Double => self.library.float64.bind(self.py),
+        }
     }
 
     /// The address of the first element of a tensor of torch's own class, all of whose `len`
@@ -97,16 +140,20 @@ impl<'py> Torch<'py> {
         let wrong = |what: String| Ok(Err(Obstacle::Wrong(what)));
         let yes = |method| -> PyResult<bool> { tensor.call_method0(method)?.is_truthy() };
         let dtype = tensor.getattr(intern!(py, "dtype"))?;
-        if !dtype.is(&self.dtype) {
-            return wrong(format!("of dtype {dtype} where the state is {}", self.dtype));
+        if !dtype.is(self.dtype()) {
+            return wrong(format!(
+                "of dtype {} where the state is {}",
+                dtype.str()?,
+                self.dtype().str()?
+            ));
         }
         let layout = tensor.getattr(intern!(py, "layout"))?;
-        if !layout.is(&self.strided) {
-            return wrong(format!("of layout {layout} where the state is {}", self.strided));
+        if !layout.is(&self.library.strided) {
+            return wrong(format!("of layout {} where the state is torch.strided", layout.str()?));
         }
         if !tensor.getattr(intern!(py, "is_cpu"))?.is_truthy()? {
             let device = tensor.getattr(intern!(py, "device"))?;
-            return wrong(format!("on the device {device} where the state is on the cpu"));
+            return wrong(format!("on the device {} where the state is on the cpu", device.str()?));
         }
         let found = tensor.getattr(intern!(py, "shape"))?;
         if !found.eq(shape)? {
@@ -141,8 +188,8 @@ impl<'py> Torch<'py> {
     /// Copy what a field returned.
     pub fn take<T: Real>(&self, result: Bound<'py, PyAny>, pool: &Pool<T>) -> PyResult<Slope<T>> {
         let mut result = result;
-        if !result.get_type().is(&self.tensor) {
-            if !result.is_instance(&self.tensor)? {
+        if !result.get_type().is(&self.library.tensor) {
+            if !result.is_instance(self.library.tensor.bind(self.py))? {
                 let kind = result.get_type().name()?;
                 return Err(self.error(format!("the field returned a {kind}, not a tensor")));
             }
@@ -159,11 +206,14 @@ impl<'py> Torch<'py> {
             }
         };
         let mut values = pool.borrow_mut().pop().unwrap_or_default();
-        values.clear();
+        values.resize(self.len, T::ZERO);
         // SAFETY: `locate` has just shown that `len` elements lie at `at`, aligned, in a storage that
         // `result` keeps alive; the interpreter lock is held and no Python runs until the copy is
         // done.
-        values.extend_from_slice(unsafe { std::slice::from_raw_parts(at, self.len) });
+        let result = unsafe { std::slice::from_raw_parts(at, self.len) };
+        share(&mut values, CHUNK, 1, |from, out| {
+            out.copy_from_slice(&result[from..from + out.len()]);
+        });
         Ok(Slope { values, pool: Rc::clone(pool) })
     }
 
@@ -209,11 +259,15 @@ impl<'py> Torch<'py> {
         let memory = Bound::new(self.py, memory)?;
         // torch makes no tensor of an empty buffer; an empty one has no memory to share.
         let flat = if self.len == 0 {
-            self.tensor.call0()?.call_method1(intern!(self.py, "to"), (&self.dtype,))?
+            self.library
+                .tensor
+                .bind(self.py)
+                .call0()?
+                .call_method1(intern!(self.py, "to"), (self.dtype(),))?
         } else {
             let keywords = pyo3::types::PyDict::new(self.py);
-            keywords.set_item(intern!(self.py, "dtype"), &self.dtype)?;
-            self.frombuffer.call((&memory,), Some(&keywords))?
+            keywords.set_item(intern!(self.py, "dtype"), self.dtype())?;
+            self.library.frombuffer.bind(self.py).call((&memory,), Some(&keywords))?
         };
         let tensor = flat.call_method1(intern!(self.py, "view"), (&self.shape,))?;
         drop(flat);
@@ -237,7 +291,7 @@ impl<'py> Torch<'py> {
         tensor: &Bound<'py, PyAny>,
         storage: &Bound<'py, PyAny>,
     ) -> PyResult<Option<[usize; 4]>> {
-        let Some(uses) = &self.storage_uses else { return Ok(None) };
+        let Some(uses) = &self.library.storage_uses else { return Ok(None) };
         let Ok(count) = tensor.call_method0(intern!(self.py, "_use_count")) else {
             return Ok(None);
         };
@@ -246,7 +300,7 @@ impl<'py> Torch<'py> {
             references(tensor),
             references(storage),
             count.extract()?,
-            uses.call1((address,))?.extract()?,
+            uses.bind(self.py).call1((address,))?.extract()?,
         ]))
     }
 }
@@ -329,7 +383,7 @@ impl<T: Real> Buffer<T> {
         let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
         Ok(address == self.address
             && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
-            && tensor.getattr(intern!(py, "dtype"))?.is(&torch.dtype)
+            && tensor.getattr(intern!(py, "dtype"))?.is(torch.dtype())
             && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?)
     }
 
