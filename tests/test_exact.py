@@ -377,8 +377,12 @@ def test_what_is_no_law_is_refused(make, says):
 def test_what_has_no_closed_form_is_refused():
     path, target = schedules.linear(), TARGETS["matrix"]
     bridge = Interpolant(lambda t: 1 - t, lambda t: t, gaussian_base=False)
-    with pytest.raises(Unsupported, match=r"optimal_transport.*independent"):
-        target.velocity(path, coupling="optimal_transport")
+    with pytest.raises(Unsupported, match=r"unbalanced.*independent"):
+        target.velocity(path, coupling="unbalanced")
+    with pytest.raises(Unsupported, match="between mixtures"):
+        TARGETS["mixture"].velocity(path, coupling="optimal_transport")
+    with pytest.raises(Unsupported, match="solve"):
+        TARGETS["mixture"].flow(path)
     with pytest.raises(OptionError, match="base="):
         target.velocity(bridge)
     with pytest.raises(OptionError, match=r"1 dimensions.*target 3"):

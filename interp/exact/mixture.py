@@ -1,31 +1,30 @@
-"""Targets whose law at every time of every path is a closed form: Gaussians and their mixtures.
-
-What they give along a path is worked out in `interp.laws`: in float64 on the target's device, and
-handed back in x's shape and dtype and on its device. Rows of x may have any shape of as many
-elements as the target has dimensions.
-"""
+"""Normal laws and their mixtures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import noise
-from .arguments import Time, as_time, whole
-from .errors import OptionError, TimeError
-from .interpolant import Interpolant
-from .laws import Components, Covariances, Law, rows_of
+from .. import noise
+from ..arguments import Time, whole
+from ..errors import OptionError, Unsupported
+from ..interpolant import Interpolant
+from .covariances import Components, Covariances
+from .entropies import line_entropy, normal_entropy, sampled_entropy
+from .flows import affine_flow, quantile_flow
+from .laws import Law, rows_of
+from .plans import cross_covariance
+from .target import Coupling, Estimate, FlowMap, Target, one_time
 
 Values = float | Tensor | Sequence[float]
-Field = Callable[[Time, Tensor], Tensor]
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class Mixture:
+class Mixture(Target):
     """The mixture sum_k w_k N(m_k, C_k) in d dimensions.
 
     Args:
@@ -126,19 +125,36 @@ class Mixture:
         density = torch.logsumexp(logits, -1) - 0.5 * self.dim * _LOG_2PI
         return density.to(device=x.device, dtype=x.dtype)
 
-    def marginal(self, path: Interpolant, t: Time, base: Mixture | None = None) -> Mixture:
-        """The law of I_t on ``path``; a `Gaussian` where it has one component.
+    def entropy(self, n: int = 262_144, seed: int = 0) -> Estimate:
+        """-E[log rho], nats: closed for one component, by quadrature on the line, else sampled.
 
-        Raises:
-            TimeError: a ``t`` that is not one time in [0, 1].
-            OptionError: as `velocity`.
+        Args:
+            n: how many samples a Monte Carlo estimate takes.
+            seed: keys them.
         """
-        time = as_time(t)
-        if time.ndim:
-            raise TimeError(f"t has shape {tuple(time.shape)}. Give one time for one law.")
-        law = self._law(path, base)
+        if len(self.weights) == 1:
+            return normal_entropy(self._components)
+        if self.dim == 1:
+            estimate = line_entropy(self._components, self.log_prob)
+            if estimate.error < 1e-9:
+                return estimate
+        n = whole("n", n, 2)
+        return sampled_entropy(
+            lambda m, i: self.sample(m, seed, i, torch.float64), self.log_prob, n
+        )
+
+    def marginal(
+        self,
+        path: Interpolant,
+        t: Time,
+        base: Target | None = None,
+        coupling: Coupling = None,
+    ) -> Mixture:
+        """The law of I_t on ``path`` at one time; a `Gaussian` where it has one component."""
+        time = one_time(t)
+        law = self._law(path, base, coupling)
         k = path.coefficients(time)
-        S = law.covariances.combine(*law.squares(k))
+        S = law.covariances.combine(law.variance(k))
         if law.covariances.dense:
             S, basis = torch.linalg.eigh(S)
         else:
@@ -149,46 +165,69 @@ class Mixture:
         marginal._components = Components(law.log_weights.exp(), means, S, basis)
         return marginal
 
-    def velocity(
-        self, path: Interpolant, base: Mixture | None = None, coupling: str | None = None
-    ) -> Field:
-        """E[dI/dt | I_t = x] as a function of (t, x), t 0-d or (rows,).
+    def flow(
+        self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
+    ) -> FlowMap:
+        """The probability flow, a function of (t, r, x): x carried from t to r.
 
-        Args:
-            path: the path.
-            base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
-            coupling: None or "independent": x0 and x1 are drawn apart.
+            Gaussian          x_r = mu_r + S_r^(1/2) S_t^(-1/2) (x - mu_t)
+            mixture, d = 1    x keeps its quantile, F_r(x_r) = F_t(x)
+
+        Between Gaussians whose covariances have no common eigenbasis the linear flow is integrated to
+        1e-12, for one pair of times.
 
         Raises:
-            Unsupported: another coupling.
-            OptionError: a base of other dimension, or none on a path whose base is not Gaussian.
-            TimeError: when called, t outside [0, 1], of another shape, or an end where the velocity
-                is infinite.
+            Unsupported: a mixture in more than one dimension. Also as the other methods.
         """
-        return self._law(path, base, coupling).velocity
+        law = self._law(path, base, coupling)
+        if len(law.log_weights) == 1:
+            return affine_flow(law)
+        if self.dim == 1:
+            return quantile_flow(law)
+        raise Unsupported(
+            f"the flow of {len(law.log_weights)} components in {self.dim} dimensions is no closed "
+            "form. Integrate it: interp.solve(path.ode(target.velocity(path)), x)."
+        )
 
-    def score(
-        self, path: Interpolant, base: Mixture | None = None, coupling: str | None = None
-    ) -> Field:
-        """Grad log rho_t(x) as a function of (t, x); arguments and errors as in `velocity`."""
-        return self._law(path, base, coupling).score
-
-    def data(
-        self, path: Interpolant, base: Mixture | None = None, coupling: str | None = None
-    ) -> Field:
-        """E[x1 | I_t = x] as a function of (t, x); arguments and errors as in `velocity`."""
-        return self._law(path, base, coupling).data
-
-    def noise(self, path: Interpolant) -> Field:
-        """E[(alpha x0 + gamma z) / sigma | I_t = x] for the base N(0, 1); errors as `velocity`."""
-        return self._law(path).noise
-
-    def _law(
-        self, path: Interpolant, base: Mixture | None = None, coupling: str | None = None
-    ) -> Law:
+    def _law(self, path: Interpolant, base: Target | None = None, coupling: Coupling = None) -> Law:
         if base is not None and not isinstance(base, Mixture):
             raise OptionError(f"base is a {type(base).__name__}. Give a Gaussian or a Mixture.")
-        return Law(self._components, path, None if base is None else base._components, coupling)
+        if base is None and not path.gaussian_base:
+            raise OptionError(
+                "this path was built with gaussian_base=False, so the law of x0 is not known. "
+                "Give base=, a Gaussian or a Mixture."
+            )
+        if base is not None and base.dim != self.dim:
+            raise OptionError(
+                f"the base has {base.dim} dimensions and the target {self.dim}. "
+                f"Give the base's mean the shape ({self.dim},)."
+            )
+        zeroth = None if base is None else base._components
+        if coupling is None or (isinstance(coupling, str) and coupling == "independent"):
+            return Law(self._components, path, zeroth)
+        zeroth = _standard(self._components) if zeroth is None else zeroth
+        _check_coupling(coupling, len(zeroth.weights) * len(self.weights))
+        cross = cross_covariance(coupling, zeroth, self._components)
+        return Law(self._components, path, zeroth, cross)
+
+
+def _standard(like: Components) -> Components:
+    """N(0, 1) beside ``like``."""
+    zero = torch.zeros_like(like.means[:1])
+    return Components(torch.ones_like(zero[:, 0]), zero, torch.ones_like(zero), None)
+
+
+def _check_coupling(coupling: object, pairs: int) -> None:
+    if not isinstance(coupling, Tensor) and coupling != "optimal_transport":
+        raise Unsupported(
+            f'there is no closed form for the coupling {coupling!r}. Use "independent", '
+            '"optimal_transport" or the matrix Cov[x0, x1], or a Monte Carlo estimate.'
+        )
+    if pairs > 1:
+        raise Unsupported(
+            "between mixtures only independent ends have a closed form. Use coupling=None, or a "
+            "Gaussian at both ends."
+        )
 
 
 class Gaussian(Mixture):
@@ -215,26 +254,6 @@ class Gaussian(Mixture):
     def cov(self) -> Tensor:
         """(d, d) float64."""
         return self.covs[0]
-
-    def flow(self, path: Interpolant) -> Callable[[Time, Time, Tensor], Tensor]:
-        """The probability flow from the base N(0, 1), a function of (t, r, x): x carried t to r.
-
-            x_r = beta_r m + S_r^(1/2) S_t^(-1/2) (x - beta_t m),   S = beta^2 C + sigma^2
-
-        Raises:
-            OptionError: a path whose base is not Gaussian.
-            TimeError: when called, times outside [0, 1] or of another shape.
-        """
-        law = self._law(path)
-
-        def flow(t: Time, r: Time, x: Tensor) -> Tensor:
-            start, end = (law.coefficients(time, x) for time in (t, r))
-            S_t, S_r = (law.covariances.combine(*law.squares(k)) for k in (start, end))
-            local = law.covariances.enter(law.residual(start, x)) * (S_r / S_t).sqrt()
-            carried = law.means(end.alpha, end.beta) + law.covariances.leave(local)
-            return law.back(carried[:, 0], x)
-
-        return flow
 
 
 def _component(mean: Values, cov: Values, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
