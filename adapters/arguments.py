@@ -11,6 +11,8 @@ from interp import Interpolant, schedules
 from interp.errors import DataError, OptionError
 from interp.families import Batch
 
+_OWN = "own"
+
 
 def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """The points and the labels (None where there are none) of a ``batch``.
@@ -66,6 +68,30 @@ def check_label(
             f"classes. Give labels from 0 to {classes - 1}."
         )
     return labels.long().expand(rows)
+
+
+def recorded(value: object) -> object:
+    """What a config holds of an option that may be an object of the user's own.
+
+    Names, mappings and None are themselves; an object with a ``config`` is that.
+    """
+    if value is None or isinstance(value, (str, Mapping)):
+        return value
+    config = getattr(value, "config", None)
+    return {_OWN: type(value).__qualname__} if config is None else config
+
+
+def given(option: str, value: object) -> None:
+    """Refuse what `recorded` could not record.
+
+    Raises:
+        OptionError: names the option and what it was.
+    """
+    if isinstance(value, Mapping) and _OWN in value:
+        raise OptionError(
+            f"this family was made with a {option} of the user's own, {value[_OWN]}, which a config "
+            f"cannot hold. Make the family in Python with {option}=..., and load its weights into that."
+        )
 
 
 def as_path(path: Interpolant | str | Mapping[str, object] | None) -> Interpolant:

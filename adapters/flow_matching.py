@@ -15,18 +15,21 @@ from torch import Generator, Tensor, nn
 import interp
 from interp.errors import OptionError
 from interp.likelihood import bits_per_dim, dequantise, level_width
+from interp.losses import Regression
 from interp.solvers import solve
 from interp.solvers.catalogue import find
 
 from . import networks
-from .arguments import as_path, check_label, split
+from .arguments import as_path, check_label, given, recorded, split
 from .protocol import Batch, Family
 
 Label = Tensor | Sequence[int] | int | None
 
 
 class FlowMatching(Family):
-    """Minimise E |network(t, I_t, label) - dI_t/dt|^2, t ~ U[0, 1], x0 ~ N(0, 1), x1 the data.
+    """Minimise E w(t) |network(t, I_t, label) - dI_t/dt|^2, x0 ~ N(0, 1), x1 the data.
+
+    By default w = 1, t ~ U[0, 1] and the ends are independent; see `interp.losses.Regression`.
 
     Args:
         shape: of one data point.
@@ -40,9 +43,14 @@ class FlowMatching(Family):
             each level evenly over its width, and `bits_per_dim` is defined.
         width: of a network made here; None for its own default.
         lr: the largest learning rate.
+        weight: of the loss, a name of `interp.losses.weights` or a mapping with it and its options.
+        times: the law of t, a name of `interp.times.names` or such a mapping; None is uniform.
+        coupling: pairs noise and data, a name of `interp.couplings.names` or such a mapping, as
+            "optimal_transport" for OT-CFM (Tong et al., 2302.00482); None leaves them independent.
+            A batch with an "x0" is paired already.
 
     Raises:
-        UnknownName: a path or a kind of network that does not exist.
+        UnknownName: a path, a kind of network, a weight, law or coupling that does not exist.
         OptionError: an option out of range.
     """
 
@@ -65,7 +73,13 @@ class FlowMatching(Family):
         levels: int | None = None,
         width: int | None = None,
         lr: float = 2e-3,
+        weight: Any = "simple",
+        times: Any = None,
+        coupling: Any = None,
     ) -> None:
+        loss = {"weight": weight, "times": times, "coupling": coupling}
+        for option, value in loss.items():
+            given(option, value)
         if not 0 <= label_dropout < 1:
             raise OptionError(f"label_dropout is {label_dropout}. Give a share in [0, 1).")
         if levels is not None:
@@ -80,26 +94,31 @@ class FlowMatching(Family):
         config = {
             "network": kind, "path": path.config, "classes": classes, "width": width,
             "label_dropout": label_dropout, "levels": levels,
+            **{option: recorded(value) for option, value in loss.items()},
         }  # fmt: skip
         super().__init__(shape, config, lr=lr)
         self.network, self.path, self.classes = made, path, classes
+        self.regression = Regression(path, **loss)
         self.label_dropout, self.levels = label_dropout, levels
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
-        """The mean of |network(t, I_t, label) - dI_t/dt|^2 over rows and elements."""
+        """The mean of w(t) |network(t, I_t, label) - dI_t/dt|^2 over rows and elements."""
         x1, label = split(batch, self.shape)
-        rng: dict[str, Any] = {"generator": generator, "device": x1.device}
+        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
         if self.levels is not None:
             x1 = dequantise(x1, self.levels, generator)
-        x0 = torch.randn(x1.shape, dtype=x1.dtype, **rng)
-        z = None if self.path.gamma is None else torch.randn(x1.shape, dtype=x1.dtype, **rng)
-        t = torch.rand(len(x1), dtype=torch.float64, **rng)
-        cond = {}
-        if self.classes is not None and label is not None:
-            hidden = torch.rand(len(x1), **rng) < self.label_dropout
-            cond["label"] = self._cond(label, x1)["label"].masked_fill(hidden, self.classes)
-        velocity: Tensor = self.network(t, self.path.at(t, x0, x1, z), **cond)
-        return (velocity - self.path.rate(t, x0, x1, z)).square().mean()
+        cond = {} if self.classes is None else self._cond(label, x1)
+
+        def network(t: Tensor, x: Tensor, label: Tensor | None = None) -> Any:
+            if label is None or self.classes is None:
+                return self.network(t, x)
+            hidden = torch.rand(len(x), generator=generator, device=x.device) < self.label_dropout
+            return self.network(t, x, label.masked_fill(hidden, self.classes))
+
+        loss: Tensor = self.regression(
+            network, x1, x0, cond=cond, generator=generator, paired=x0 is not None
+        )
+        return loss
 
     def sample(
         self,

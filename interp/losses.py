@@ -14,6 +14,7 @@ laws of time in `interp.times`, pairings of the ends in `interp.couplings`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,8 @@ class Regression(nn.Module):
         weight: by name (`weights`), {"name": ..., and its options}, a function of log-SNR that weighs
             the noise's error, or a `Weight`.
         times: the law of t, in the same ways; None is uniform.
-        coupling: pairs base and data, coupling(x0, x1, labels=None, generator=None); None leaves them
-            independent.
+        coupling: pairs base and data, coupling(x0, x1, labels=None, generator=None), or the name or
+            config of one of `interp.couplings`; None leaves them independent.
         time: what the model is told: "t", "noise" (1 - t), "sigma", "log_snr" or ("index", n).
         unbiased: whether the weight of a drawn time makes this the loss of uniform time; None leaves
             it to the law: no for published laws, whose density is part of the loss, yes for
@@ -79,14 +80,15 @@ class Regression(nn.Module):
         view: str = "velocity",
         weight: Weight | Learned | str | Mapping[str, Any] | Callable[[Tensor], Tensor] = "simple",
         times: laws.Times | str | Mapping[str, Any] | None = None,
-        coupling: Coupling | None = None,
+        coupling: Coupling | str | Mapping[str, Any] | None = None,
         time: str | tuple[str, int] = "t",
         unbiased: bool | None = None,
     ) -> None:
         super().__init__()
-        _check_view(path, view, coupling)
+        self.coupling = _coupling(coupling)
+        _check_view(path, view, self.coupling)
         check_time_name(time)
-        self.path, self.view, self.coupling, self.time = path, view, coupling, time
+        self.path, self.view, self.time = path, view, time
         self.weight = weighting.resolve(weight)
         self.weight.check(path, view)
         drawn = laws.resolve(times, path)
@@ -103,22 +105,24 @@ class Regression(nn.Module):
         *,
         cond: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
+        paired: bool = False,
     ) -> Tensor:
         """The loss of one batch, a scalar of x1's dtype.
 
         Args:
             model: model(time, x, **cond) -> tensor of x's shape.
             x1: data, (rows, ...), floating.
-            x0: base points paired with them; drawn from N(0, 1) where the base is Gaussian.
+            x0: base points; drawn from N(0, 1) where the base is Gaussian.
             cond: what the model is conditioned on; a coupling may carry "label" along.
             generator: of every random draw.
+            paired: whether ``x0`` is paired with ``x1`` already, and the coupling is left out.
 
         Raises:
             OptionError: points that do not fit together, no rows, or a missing ``x0``.
             FieldError: a model that returns something else than a tensor of x's shape.
         """
         check_own_view(model, self.view)
-        x0, x1, cond = self._pair(x0, x1, dict(cond or {}), generator)
+        x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
         z = None if self.path.gamma is None else _normal(x1, generator)
         t, correction = self.times(len(x1), generator=generator, device=x1.device)
         k, squared = self._squared(model, t, x0, x1, z, cond)
@@ -200,9 +204,10 @@ class Regression(nn.Module):
         sign = -1.0 if self.view == "score" else 1.0
         return sign * a / scale, 0.0, sign * g / scale
 
-    def _pair(
-        self, x0: Tensor | None, x1: Tensor, cond: dict[str, Any], generator: Generator | None
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def _ends(
+        self, x0: Tensor | None, x1: Tensor, cond: dict[str, Any], generator: Generator | None,
+        paired: bool,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
         require_floating(x1=x1)
         if x1.ndim == 0 or len(x1) == 0:
             raise OptionError(f"x1 has shape {tuple(x1.shape)}. Give at least one row of data.")
@@ -215,7 +220,7 @@ class Regression(nn.Module):
             x0 = _normal(x1, generator)
         else:
             require_same(x1=x1, x0=x0)
-        if self.coupling is None:
+        if self.coupling is None or paired:
             return x0, x1, cond
         if set(cond) - {"label"}:
             raise OptionError(
@@ -270,6 +275,13 @@ def _interval(path: Interpolant, view: str) -> tuple[float, float]:
     )
 
 
+def _coupling(spec: Coupling | str | Mapping[str, Any] | None) -> Coupling | None:
+    if spec is None or callable(spec):
+        return spec
+    coupling: Coupling = importlib.import_module(".couplings", __package__).from_config(spec)
+    return coupling
+
+
 def _check_view(path: Interpolant, view: str, coupling: object) -> None:
     views.check(view)
     latent = ("noise", "score", "energy_gradient")
@@ -283,7 +295,7 @@ def _check_view(path: Interpolant, view: str, coupling: object) -> None:
             f"a path without a gamma has no z, and no {view} is known of a base that is not Gaussian. "
             "Train the velocity, or give the path a gamma."
         )
-    independent = coupling is None or getattr(coupling, "independent", False)
+    independent = coupling is None or getattr(coupling, "name", None) == "independent"
     if independent or not path.gaussian_base or view in ("velocity", "data", "base"):
         return
     if path.gamma is not None or view in ("score", "energy_gradient"):
