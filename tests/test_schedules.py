@@ -6,8 +6,10 @@ import math
 import mpmath as mp
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from interp import Interpolant, schedules
+from interp import Interpolant, exact, schedules
 from interp.errors import OptionError, ScheduleError, UnknownName
 from interp.schedules import Schedule
 
@@ -205,6 +207,131 @@ def test_trigonometric_slopes_vanish_exactly_where_they_should():
     path = schedules.trigonometric()
     assert path.alpha.derivative(at(0.0)).item() == 0.0
     assert path.beta.derivative(at(1.0)).item() == 0.0
+
+
+def power(p, q):
+    return schedules.power(p, q), (lambda t: (1 - t) ** mp.mpf(p), lambda t: t ** mp.mpf(q))
+
+
+def rates(build, alpha):
+    def one(low, high):
+        beta = preserving(low, high)[1]
+        return build(low, high), (lambda t: alpha(beta(t)), beta)
+
+    return one
+
+
+def exploding(low, ratio):
+    high = low * ratio
+    fall = lambda t: mp.mpf(low) * (mp.mpf(high) / mp.mpf(low)) ** (1 - t)  # noqa: E731
+    return schedules.variance_exploding(low, high), (fall, one)
+
+
+def bridge(sigma):
+    path = schedules.brownian_bridge(sigma, gaussian_base=True)
+    gamma = lambda t: mp.mpf(sigma) * mp.sqrt(t * (1 - t))  # noqa: E731
+    return path, (lambda t: 1 - t, lambda t: t, gamma)
+
+
+RATES = (st.floats(0.01, 3.0), st.floats(0.1, 40.0))
+#: Any member of the families with a Gaussian base, with its definition.
+MEMBERS = st.one_of(
+    st.builds(power, st.floats(0.5, 4.0), st.floats(0.5, 4.0)),
+    st.builds(
+        power, st.shared(st.floats(0.5, 4.0), key="p"), st.shared(st.floats(0.5, 4.0), key="p")
+    ),
+    st.floats(0.5, 4.0).map(
+        lambda n: (
+            schedules.polynomial(n),
+            (lambda t: 1 - t ** mp.mpf(n), lambda t: t ** mp.mpf(n)),
+        )
+    ),
+    st.floats(0.01, 3.1).map(lambda a: (schedules.trigonometric(a), sines(mp.mpf(a)))),
+    st.floats(1e-4, 1.0).map(lambda s: (schedules.cosine(s), cosines(s))),
+    st.builds(rates(schedules.variance_preserving, lambda b: mp.sqrt(1 - b**2)), *RATES),
+    st.builds(rates(schedules.sub_variance_preserving, lambda b: 1 - b**2), *RATES),
+    st.builds(exploding, st.floats(1e-3, 1.0), st.floats(1.1, 1e5)),
+    st.builds(
+        lambda low, high, rho: (schedules.edm(low, high, rho), karras(low, high, rho)),
+        st.floats(1e-4, 0.5) | st.just(0.0),
+        st.floats(1.0, 200.0),
+        st.floats(0.5, 9.0),
+    ),
+    st.floats(0.05, 5.0).map(bridge),
+    st.floats(0.05, 5.0).map(
+        lambda s: (
+            schedules.foellmer(s),
+            (lambda t: mp.mpf(s) * mp.sqrt(t * (1 - t)), lambda t: t),
+        )
+    ),
+)
+#: Times as near to both ends as 1e-12.
+DISTANCES = st.floats(-12.0, math.log10(0.5)).map(lambda e: 10**e)
+ANY_TIME = DISTANCES | DISTANCES.map(lambda u: 1 - u)
+
+
+@settings(deadline=None, max_examples=200)
+@given(member=MEMBERS, t=ANY_TIME)
+def test_any_member_is_its_definition_in_sixty_digits(member, t):
+    """To 1e-12, as above."""
+    path, definitions = member
+    k = path.coefficients(t)
+    with mp.workdps(60):
+        functions = [f(mp.mpf(t)) for f in definitions]
+        slopes = [mp.diff(f, mp.mpf(t), h=mp.mpf(10) ** -30) for f in definitions]
+        (a, b, *g), (da, db, *dg) = functions, slopes
+        sigma, product = (a, a * da) if not g else (mp.hypot(a, g[0]), a * da + g[0] * dg[0])
+        found = (k.alpha, k.beta, k.sigma, k.dalpha, k.dbeta, k.beta_dbeta)
+        for one_, exact in zip(found, (a, b, sigma, da, db, b * db), strict=True):
+            assert abs(one_.item() - exact) <= 1e-12 * abs(exact)
+        # With a latent the two products may cancel.
+        size = abs(a * da) + (abs(g[0] * dg[0]) if g else 0)
+        assert abs(k.sigma_dsigma.item() - product) <= 1e-12 * size
+        lam = 2 * mp.log(b / sigma)
+        assert abs(path.log_snr(t).item() - lam) <= 1e-12 * max(1, abs(lam))
+
+
+@settings(deadline=None, max_examples=100)
+@given(member=MEMBERS, times=st.lists(ANY_TIME, min_size=2, max_size=20, unique=True))
+def test_log_snr_rises_and_inverts(member, times):
+    path = member[0]
+    t = at(sorted(times))
+    lam = path.log_snr(t)
+    assert (lam.diff() >= 0).all()
+    apart = t.diff() > 1e-9 * torch.minimum(t[:-1], 1 - t[1:])
+    assert (lam.diff() > 0)[apart].all()
+    # What 20 roundings of log-SNR leave of t, and two of t itself; 1e-15 of its 1 / t at t = 0.
+    k = path.coefficients(t)
+    slope = 2 * (k.beta_dbeta / k.beta**2 - k.sigma_dsigma / k.sigma**2)
+    back = path.time_at_log_snr(lam)
+    assert ((back - t).abs() <= 5e-15 * lam.abs().clamp(min=1) / slope + 5e-16).all()
+
+
+TARGET = exact.Mixture([0.4, 0.6], [-1.0, 0.8], [0.3, 0.1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(member=MEMBERS, t=st.floats(0.05, 0.95), x=st.floats(-2.0, 2.0))
+def test_the_velocity_carries_the_density(member, t, x):
+    """The continuity equation, d log rho / dt = -(dv/dx + v s), on a mixture of normals."""
+    path = member[0]
+    scale = path.coefficients(t).sigma.item() + path.beta(at(t)).item()
+    point = at([[x * scale]]).requires_grad_()
+    v = TARGET.velocity(path)(t, point)
+    (divergence,) = torch.autograd.grad(v.sum(), point)
+    s = TARGET.score(path)(t, point)
+    carried = -(divergence + v * s).item()
+    h = 1e-4
+
+    def log_density(t):
+        return TARGET.marginal(path, t).log_prob(point.detach()).item()
+
+    near = [log_density(t + j * h) for j in (-2, -1, 1, 2)]
+    difference = (8 * (near[2] - near[1]) - (near[3] - near[0])) / (12 * h)
+    # Rounding 1e-15 / h, and h^4 of a fifth derivative, which grows as powers of the rates.
+    k = path.coefficients(t)
+    rate = (k.dbeta / k.beta).abs().item() + (k.dsigma / k.sigma).abs().item() + 1 / (t * (1 - t))
+    assert abs(difference - carried) <= 1e-9 + 100 * h**4 * rate**5 * max(1, x**2) ** 3
 
 
 @pytest.mark.parametrize("name", PATHS)

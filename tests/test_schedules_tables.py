@@ -1,5 +1,6 @@
 """Tables: exact at their nodes, smooth and monotone between, clean at the end."""
 
+import itertools
 import json
 import math
 
@@ -139,7 +140,6 @@ def tables(draw):
 @given(path=tables(), seed=st.integers(0, 10**6))
 def test_any_table_is_monotone_smooth_and_inverts(path, seed):
     assert path.monotone
-    n = path.table
     t = torch.rand(64, dtype=F64, generator=torch.Generator().manual_seed(seed)).sort().values
     lam = path.log_snr(t)
     assert (lam.diff() > 0).all()
@@ -149,16 +149,49 @@ def test_any_table_is_monotone_smooth_and_inverts(path, seed):
     assert (slope > 0).all()
     gap = (path.time_at_log_snr(lam) - t).abs()
     assert (gap <= 2e-14 * lam.abs().clamp(min=1) / slope + 4e-16).all()
-    # The derivative by central differences of the fourth order inside a cell: what is left is the
-    # rounding 1e-15 / h, and the fifth derivative, a power of the slope over the cell.
-    cell = (t * n).floor()
-    h = 1e-4 / n
-    whole = ((t - 2 * h) * n).floor().eq(cell) & ((t + 2 * h) * n).floor().eq(cell)
-    for f in (path.alpha, path.beta):
-        near = [f((t + j * h).clamp(0, 1)) for j in (-2, -1, 1, 2)]
-        difference = (8 * (near[2] - near[1]) - (near[3] - near[0])) / (12 * h)
-        size = f(t).abs() + n * f(t).abs().max()
-        assert ((difference - f.derivative(t)).abs() <= 1e-8 * size)[whole].all()
+
+
+def curve(path):
+    """Log-SNR between the finite nodes by its definition, for mpmath."""
+    n = path.table
+    ts = [mp.mpf(t) for t in nodes(n).flip(0).tolist()]
+    ys = [mp.mpf(y) for y in path.log_snr(nodes(n)).flip(0).tolist()]
+    if mp.isinf(ys[0]):
+        ts, ys = ts[1:], ys[1:]
+    D = [(ys[i + 1] - ys[i]) / (ts[i + 1] - ts[i]) for i in range(len(ts) - 1)]
+    d = [2 / (1 / a + 1 / b) for a, b in itertools.pairwise(D)]
+    d = [D[0] ** 2 / d[0], *d, D[-1] ** 2 / d[-1]] if d else [D[0], D[0]]
+
+    def log_snr(t):
+        i = max(j for j in range(len(D)) if ts[j] <= t)
+        q = (t - ts[i]) / (ts[i + 1] - ts[i])
+        over = (ys[i + 1] - ys[i]) * (D[i] * q**2 + d[i] * q * (1 - q))
+        return ys[i] + over / (D[i] + (d[i] + d[i + 1] - 2 * D[i]) * q * (1 - q))
+
+    return ts[0], ts[-1], log_snr
+
+
+@settings(deadline=None, max_examples=40)
+@given(path=tables(), where=st.floats(0.001, 0.999))
+def test_values_and_slopes_are_the_definition(path, where):
+    """To 1e-12: a few dozen roundings of log-SNR up to 20 and of its cell's rise."""
+    with mp.workdps(50):
+        begin, end, log_snr = curve(path) if path.table > 2 else (0, 0, None)
+        if log_snr is None:
+            return
+        t = float(begin + (end - begin) * mp.mpf(where))
+
+        def sigma(t):
+            noise = mp.exp(-log_snr(t) / 2)
+            return noise / mp.sqrt(1 + noise**2) if preserving else noise
+
+        preserving = path.boundary.beta0 < 1
+        k = path.coefficients(t)
+        exact = sigma(mp.mpf(t))
+        slope = mp.diff(sigma, mp.mpf(t), h=mp.mpf(10) ** -25)
+        assert abs(k.sigma.item() / exact - 1) < 1e-12
+        assert abs(k.dsigma.item() - slope) < 1e-12 * (abs(slope) + path.table * exact)
+        assert abs(k.beta.item() ** 2 - (1 - exact**2 if preserving else 1)) < 1e-14
 
 
 @pytest.mark.parametrize("name", ["linear", "short", "three sigmas", "zero terminal"])
