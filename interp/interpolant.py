@@ -83,6 +83,9 @@ class Interpolant:
             _check_positive("alpha" if gamma is None else "sigma", k.sigma)
         self.boundary = Boundary.of(k)
         log_snr = 2 * (k.beta.log() - k.sigma.log())
+        self._vanishes = bool(log_snr.isnan().any())  # all of it, at an end: Foellmer's at t = 0
+        if self._vanishes:
+            log_snr = torch.where(log_snr.isnan(), _log_snr_limit(k), log_snr)
         self.monotone = _rises(log_snr)
         self.reversed = gaussian_base and bool((log_snr[0] > log_snr[-1]).any())
 
@@ -179,13 +182,20 @@ class Interpolant:
 
     def log_snr(self, t: Time) -> Tensor:
         """2 (log beta - log sigma), float64; -inf where beta is 0 and +inf where sigma is."""
-        beta, sigma = self._beta_sigma(as_time(t))
-        return 2 * (beta.log() - sigma.log())
+        beta, sigma = self._beta_sigma(time := as_time(t))
+        lam = 2 * (beta.log() - sigma.log())
+        if self._vanishes:
+            lam = torch.where(lam.isnan(), _log_snr_limit(self.coefficients(time)), lam)
+        return lam
 
     def noise_scale(self, t: Time) -> Tensor:
         """sigma / beta, float64: relative to it exact to rounding at both ends; inf at beta = 0."""
-        beta, sigma = self._beta_sigma(as_time(t))
-        return sigma / beta
+        beta, sigma = self._beta_sigma(time := as_time(t))
+        ratio = sigma / beta
+        if self._vanishes:
+            limit = torch.exp(-0.5 * _log_snr_limit(self.coefficients(time)))
+            ratio = torch.where(ratio.isnan(), limit, ratio)
+        return ratio
 
     @torch.no_grad()
     def time_at_log_snr(self, lam: float | Tensor) -> Tensor:
@@ -362,6 +372,11 @@ class Interpolant:
         from .terms import PathSDE
 
         return PathSDE(self, model, view=view, time=time, diffusion=diffusion, score=score)
+
+
+def _log_snr_limit(k: Coefficients) -> Tensor:
+    """Log-SNR where beta and sigma are both 0: the ratio of how fast their squares grow."""
+    return k.beta_dbeta.abs().log() - k.sigma_dsigma.abs().log()
 
 
 def _rises(log_snr: Tensor) -> bool:
