@@ -44,11 +44,17 @@ def test_a_schedule_has_a_gaussian_base_and_rising_log_snr(path, t):
     assert low < path.log_snr(t) < high
 
 
-def test_every_closed_form_that_needs_no_arguments_is_drawn():
-    for name in ("linear", "trigonometric", "variance_preserving"):
-        assert name in closed.names()
-        drawn = first(schedules([name]))
-        assert drawn.config["name"] == name
+@pytest.mark.parametrize("name", closed.names())
+def test_every_named_path_is_drawn(name):
+    if name == "with_gamma":
+        assert first(paths(two_sided=False), lambda path: path.gamma is not None)
+    elif name in ("brownian_bridge", "foellmer", "mirror", "encode_decode"):
+        assert first(paths(), lambda path: (path.config or {}).get("name") == name)
+    else:
+        assert first(schedules([name])).config["name"] == name
+
+
+def test_unknown_names_of_schedules_are_refused():
     with pytest.raises(OptionError, match="linear"):
         schedules(["nothing"])
     with pytest.raises(OptionError):
@@ -74,9 +80,12 @@ def test_a_monotone_path_is_what_its_docstring_says(rises, tilt, t):
 
 
 @SOME
-@given(paths())
-def test_paths_start_and_end_finite(path):
-    assert path.coefficients(0.5).sigma > 0
+@given(paths(), times())
+def test_paths_are_smooth_inside(path, t):
+    k = path.coefficients(t)
+    assert k.sigma > 0
+    for slope in (k.dalpha, k.dbeta, k.dgamma):
+        assert slope.isfinite()
 
 
 def test_paths_are_of_both_kinds():
@@ -87,20 +96,22 @@ def test_paths_are_of_both_kinds():
 
 
 @SOME
-@given(targets(), targets(dim=2, kinds=["mixture"]))
-def test_targets_are_laws(target, mixture):
+@given(targets(), targets(dim=2, kinds=["mixture"]), targets(kinds=["empirical", "product"]))
+def test_targets_are_laws(target, mixture, other):
     assert 1 <= target.dim <= 3
     assert mixture.dim == 2
     assert len(mixture.weights) > 1
+    assert other.sample(3, seed=0).shape == (3, other.dim)
     for law in (target, mixture):
-        spectrum = torch.linalg.eigvalsh(law.covs)
-        assert spectrum.min() > 0.01
+        assert torch.linalg.eigvalsh(law.covs).min() > 0.01
         assert law.log_prob(law.sample(3, seed=0)).isfinite().all()
 
 
 def test_unknown_kinds_of_target_are_refused():
     with pytest.raises(OptionError, match="gaussian"):
         targets(kinds=["cauchy"])
+    with pytest.raises(OptionError, match="2 dimensions"):
+        targets(dim=1, kinds=["product"])
 
 
 @SOME

@@ -15,19 +15,21 @@ from then on. Hypothesis comes with ``pip install 'interp[test]'`` and is import
 
 from __future__ import annotations
 
+from .made import composed, monotone, two_sided
 from .marginals import assert_same_marginals
 from .orders import Problem, assert_order
-from .strategies import monotone, paths, schedules, solvers, targets, times, with_latent
+from .strategies import paths, schedules, solvers, targets, times
 
 __all__ = [
     "Problem",
     "assert_order",
     "assert_same_marginals",
+    "composed",
     "monotone",
     "paths",
     "schedules",
     "solvers",
     "targets",
     "times",
-    "with_latent",
+    "two_sided",
 ]

@@ -7,164 +7,118 @@ covariances of condition below 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .. import schedules as closed
+from .. import schedules as named
 from ..errors import OptionError
-from ..exact import Gaussian, Mixture
+from ..exact import Empirical, Gaussian, Mixture, Product, Target
 from ..interpolant import Interpolant
-from ..scalar import Schedule
 from ..solvers import methods
+from .made import composed, monotone, two_sided
 
 Draw = st.DrawFn
 Options = dict[str, Any]
+Arguments = Mapping[str, st.SearchStrategy[object]]
 
-# The closed forms with a Gaussian base and no latent, and what their arguments may be.
-_ARGUMENTS: Mapping[str, Mapping[str, st.SearchStrategy[object]]] = {
+_RATES: Arguments = {"beta_min": st.floats(0.05, 1.0), "beta_max": st.floats(2.0, 25.0)}
+_LATENT: Arguments = {
+    "gamma": st.sampled_from(["root", "parabola", "sine_squared"]),
+    "a": st.floats(0.3, 2.0),
+}
+_RISES = st.lists(st.floats(0.2, 2.0), min_size=2, max_size=5)
+_POWER = st.just(0.5) | st.floats(1.0, 3.0)
+_FALLING = st.lists(
+    st.integers(1, 99).map(lambda i: i / 100), min_size=2, max_size=20, unique=True
+).map(lambda values: sorted(values, reverse=True))
+
+# The named paths that start from N(0, sigma(0)^2), without a latent and with a log-SNR that rises,
+# and what their arguments may be.
+_SCHEDULES: Mapping[str, Arguments] = {
     "linear": {},
-    "power": {"p": st.floats(1.0, 3.0), "q": st.floats(1.0, 3.0)},
-    "polynomial": {"n": st.floats(1.0, 3.0)},
+    "power": {"p": _POWER, "q": _POWER},
+    "polynomial": {"n": _POWER},
+    "trigonometric": {"theta": st.floats(0.2, 2.9)},
     "cosine": {"s": st.floats(0.001, 0.1)},
-    "sub_variance_preserving": {"beta_min": st.floats(0.05, 1.0), "beta_max": st.floats(2.0, 25.0)},
-    "variance_exploding": {"sigma_min": st.floats(0.02, 0.2), "sigma_max": st.floats(1.0, 5.0)},
+    "variance_preserving": _RATES,
+    "sub_variance_preserving": _RATES,
+    "variance_exploding": {"sigma_min": st.floats(0.005, 0.2), "sigma_max": st.floats(1.0, 50.0)},
     "edm": {
-        "sigma_min": st.floats(0.002, 0.2) | st.just(0.0),
-        "sigma_max": st.floats(1.0, 5.0),
+        "sigma_min": st.just(0.0) | st.floats(0.002, 0.2),
+        "sigma_max": st.floats(1.0, 80.0),
         "rho": st.floats(1.0, 7.0),
     },
-    "trigonometric": {"theta": st.floats(0.2, 2.9)},
-    "variance_preserving": {"beta_min": st.floats(0.05, 1.0), "beta_max": st.floats(2.0, 25.0)},
+    "from_betas": {
+        "betas": st.lists(st.floats(0.001, 0.3), min_size=3, max_size=30),
+        "zero_terminal_snr": st.booleans(),
+    },
+    "from_alphas_cumprod": {"alphas_cumprod": _FALLING},
+    "from_sigmas": {"sigmas": _FALLING.map(lambda values: [20 * v for v in reversed(values)])},
 }
-_LATENTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "root": lambda t: torch.sqrt(t * (1 - t)),
-    "product": lambda t: t * (1 - t),
-    "sine": lambda t: torch.sin(math.pi * t) ** 2,
+# Other paths with a Gaussian base: with a latent, from a point, from data to data.
+_BRIDGES: Mapping[str, Arguments] = {
+    "brownian_bridge": {"sigma": st.floats(0.2, 2.0), "gaussian_base": st.just(True)},
+    "foellmer": {"sigma": st.floats(0.3, 2.0)},
+    "mirror": _LATENT,
 }
+_MADE = ("monotone", "composed")
 
 
 # Schedules
 
 
 def schedules(names: Sequence[str] | None = None) -> st.SearchStrategy[Interpolant]:
-    """Paths with a Gaussian base and no latent: closed forms, and random monotone ones.
+    """Paths that start from a Gaussian base, without a latent, with a log-SNR that rises.
 
     Args:
-        names: some of ``interp.schedules.names()``, and "monotone" for `monotone`; None for all.
+        names: names of such paths in ``interp.schedules.names()``; "monotone" for `monotone`, random
+            and smooth; "composed" for one of the others, warped and rescaled. None for all of them.
     """
-    known = [*_closed_names(), "monotone"]
+    known = [*_SCHEDULES, *_MADE]
     chosen = known if names is None else list(names)
     if not chosen or not set(chosen) <= set(known):
         raise OptionError(f"names={names!r}. Give some of {', '.join(known)}.")
-    return st.sampled_from(chosen).flatmap(_named)
+    return st.sampled_from(chosen).flatmap(_schedule)
 
 
-def _closed_names() -> list[str]:
-    """The closed forms whose arguments are known here."""
-    return [n for n in closed.names() if n in _ARGUMENTS]
-
-
-def _named(name: str) -> st.SearchStrategy[Interpolant]:
+def _schedule(name: str) -> st.SearchStrategy[Interpolant]:
     if name == "monotone":
-        return _monotone()
-    return st.builds(getattr(closed, name), **_ARGUMENTS[name])
-
-
-def _monotone() -> st.SearchStrategy[Interpolant]:
-    rise, low, high = st.floats(0.2, 2.0), st.floats(-12.0, -4.0), st.floats(3.0, 12.0)
-    return st.builds(
-        monotone,
-        rises=st.lists(rise, min_size=2, max_size=5),
-        log_snr=st.none() | st.tuples(low, high),
-        tilt=st.floats(-1.0, 1.0),
-    )
-
-
-def monotone(
-    rises: Sequence[float], log_snr: tuple[float, float] | None = None, tilt: float = 0.0
-) -> Interpolant:
-    """A smooth path whose log-SNR rises by a polynomial with positive Bernstein differences.
-
-        tau = sum_j c_j C(n, j) t^j (1 - t)^(n - j),   c_j = (rises_1 + ... + rises_j) / sum
-
-    With ``log_snr`` = (low, high) the log-SNR is low + (high - low) tau, and beta^2 + sigma^2 =
-    exp(2 tilt (1 - t)); without it, alpha and beta are 1 - tau and tau times exp(tilt (1 - t)), so
-    that the ends are pure.
-
-    Args:
-        rises: positive numbers; as many as the polynomial's degree n.
-        log_snr: the log-SNR at both ends, or None for -inf and +inf.
-        tilt: how the scale of the path changes.
-    """
-    if not rises or not all(r > 0 for r in rises):
-        raise OptionError(f"rises={rises!r}. Give positive numbers.")
-    n, total = len(rises), math.fsum(rises)
-    up = [math.comb(n, j) * math.fsum(rises[:j]) / total for j in range(n + 1)]
-    down = [math.comb(n, j) * math.fsum(rises[j:]) / total for j in range(n + 1)]
-
-    def bernstein(c: Sequence[float], t: Tensor) -> Tensor:
-        terms = (c[j] * t**j * (1 - t) ** (n - j) for j in range(n + 1))
-        return sum(terms, torch.zeros_like(t))
-
-    def scale(t: Tensor) -> Tensor:
-        return torch.exp(tilt * (1 - t))
-
-    if log_snr is None:
-        return Interpolant(
-            lambda t: scale(t) * bernstein(down, t), lambda t: scale(t) * bernstein(up, t)
-        )
-    low, high = log_snr
-
-    def lam(t: Tensor) -> Tensor:
-        return low + (high - low) * bernstein(up, t)
-
-    return Interpolant(
-        lambda t: scale(t) * torch.sigmoid(-lam(t)).sqrt(),
-        lambda t: scale(t) * torch.sigmoid(lam(t)).sqrt(),
-    )
+        low, high = st.floats(-12.0, -4.0), st.floats(3.0, 12.0)
+        ends = st.none() | st.tuples(low, high)
+        return st.builds(monotone, rises=_RISES, log_snr=ends, tilt=st.floats(-1.0, 1.0))
+    if name == "composed":
+        parts = schedules([*_SCHEDULES, "monotone"])
+        return st.builds(composed, parts, rises=_RISES, tilt=st.floats(-1.0, 1.0))
+    return st.builds(getattr(named, name), **{**_SCHEDULES, **_BRIDGES}[name])
 
 
 # Paths
 
 
 def paths(two_sided: bool | None = None) -> st.SearchStrategy[Interpolant]:
-    """Any path: a schedule, a schedule with a latent, or one between two laws (two-sided).
+    """Any path: a schedule, one with a latent, a bridge, or one between any two laws.
 
     Args:
         two_sided: only paths whose base is not Gaussian (True), only others (False), or both.
     """
-    latent = st.builds(
-        with_latent, schedules(), st.sampled_from(sorted(_LATENTS)), st.floats(0.1, 1.0)
+    one = st.one_of(
+        schedules(),
+        st.builds(named.with_gamma, schedules(), **_LATENT),
+        st.sampled_from(list(_BRIDGES)).flatmap(_schedule),
     )
-    between = st.builds(
-        with_latent,
-        schedules(["linear", "trigonometric"]),
-        st.sampled_from(sorted(_LATENTS)),
-        st.floats(0.1, 1.0),
-        gaussian_base=st.just(False),
-    )
+    two = st.one_of(_between(), st.builds(named.encode_decode))
     if two_sided is None:
-        return st.one_of(schedules(), latent, between)
-    return between if two_sided else st.one_of(schedules(), latent)
+        return st.one_of(one, two)
+    return two if two_sided else one
 
 
-def with_latent(
-    path: Interpolant, kind: str, size: float, gaussian_base: bool = True
-) -> Interpolant:
-    """``path`` with a latent of gamma = ``size`` times sqrt(t (1 - t)), t (1 - t) or sin^2 (pi t).
-
-    Args:
-        path: gives alpha and beta.
-        kind: "root", "product" or "sine".
-        size: what gamma is multiplied by.
-        gaussian_base: whether x0 ~ N(0, 1).
-    """
-    gamma = _LATENTS[kind]
-    return Interpolant(path.alpha, path.beta, Schedule(lambda t: size * gamma(t)), gaussian_base)
+def _between() -> st.SearchStrategy[Interpolant]:
+    ends = schedules(["linear", "trigonometric", "power", "monotone"])
+    return st.builds(two_sided, ends, **_LATENT)
 
 
 def times(inside: float = 0.02) -> st.SearchStrategy[float]:
@@ -177,18 +131,31 @@ def times(inside: float = 0.02) -> st.SearchStrategy[float]:
 
 def targets(
     dim: int | None = None, kinds: Sequence[str] = ("gaussian", "mixture")
-) -> st.SearchStrategy[Mixture]:
-    """Laws with closed forms along every path, in 1 to 3 dimensions.
+) -> st.SearchStrategy[Any]:
+    """Exact targets, in 1 to 3 dimensions; those of the default kinds may also be a base.
 
     Args:
         dim: the number of dimensions; None for any.
-        kinds: some of "gaussian" and "mixture".
+        kinds: some of "gaussian", "mixture", "empirical" (a few points, with and without a
+            bandwidth) and "product" (of a Gaussian and a mixture).
     """
-    known = {"gaussian": _gaussians, "mixture": _mixtures}
+    known = {
+        "gaussian": _gaussians,
+        "mixture": _mixtures,
+        "empirical": _empiricals,
+        "product": _products,
+    }
     if not kinds or not set(kinds) <= set(known):
         raise OptionError(f"kinds={tuple(kinds)!r}. Give some of {', '.join(known)}.")
-    dims = st.integers(1, 3) if dim is None else st.just(dim)
-    return dims.flatmap(lambda d: st.one_of([known[kind](d) for kind in kinds]))
+    least = 2 if set(kinds) == {"product"} else 1
+    if dim is not None and dim < least:
+        raise OptionError(
+            f"dim={dim!r} and kinds={tuple(kinds)!r}. Give {least} dimensions or more."
+        )
+    dims = st.integers(least, 3) if dim is None else st.just(dim)
+    return dims.flatmap(
+        lambda d: st.one_of([known[k](d) for k in kinds if (k, d) != ("product", 1)])
+    )
 
 
 def _vectors(d: int, low: float, high: float) -> st.SearchStrategy[list[float]]:
@@ -221,6 +188,20 @@ def _mixtures(draw: Draw, d: int) -> Mixture:
     means = [draw(_vectors(d, -2.5, 2.5)) for _ in range(n)]
     covs = [draw(_covs(d)) for _ in range(n)]
     return Mixture([s / math.fsum(shares) for s in shares], means, covs)
+
+
+def _empiricals(d: int) -> st.SearchStrategy[Empirical]:
+    points = st.lists(_vectors(d, -2.0, 2.0), min_size=1, max_size=6)
+    return st.builds(
+        Empirical,
+        points.map(lambda rows: torch.tensor(rows, dtype=torch.float64)),
+        bandwidth=st.just(0.0) | st.floats(0.1, 1.0),
+        chunk=st.integers(1, 4),
+    )
+
+
+def _products(d: int) -> st.SearchStrategy[Target]:
+    return st.builds(Product, st.tuples(_gaussians(d - 1), _mixtures(1)))
 
 
 # Solvers
