@@ -166,7 +166,7 @@ def _check_state(x: object) -> None:
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    if x.device.type == "meta" or transformed or math.isfinite(x.detach().sum().item()):
+    if x.device.type == "meta" or transformed or math.isfinite(x.detach().sum()):
         return  # one NaN or infinity makes the sum one; a sum may overflow without
     if not bool(x.isfinite().all()):
         bad = ~x.isfinite().reshape(len(x) if x.ndim else 1, -1).all(1)
@@ -246,7 +246,7 @@ def _differentiated(x: Tensor) -> bool:
 
 def _gradients(backend: str) -> contextlib.AbstractContextManager[object]:
     """Rust records no gradients; its buffers must be normal tensors, whose writes torch counts."""
-    if backend != "rust":
+    if backend != "rust" or not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
         return contextlib.nullcontext()
     return _normal_mode() if torch.is_inference_mode_enabled() else torch.no_grad()
 
@@ -340,17 +340,19 @@ def _solution(
         xs = spread_rows(scale, xs)
     stats = Stats(
         nfe=report["nfe"], steps=report["accepted"], accepted=report["accepted"],
-        rejected=report["rejected"], wall_s=0.0, field_s=report["field_s"],
+        rejected=report["rejected"], wall_s=time.perf_counter() - began, field_s=report["field_s"],
         method=request.method.name, backend=request.backend, status=report["status"],
         seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
     )  # fmt: skip
+    ended = stats
     if done and made.last is not None and isinstance(term, PathODE):
         x, xs, stats = _last_step(term, request, made, x, xs, stats, observer)
     if stats.status == "done" and made.denoise and isinstance(term, (PathODE, PathSDE)):
         x, xs, stats = ending.to_clean_data(term, request, x, xs, stats)
         if observer is not None and stats.status == "done":
             observer(1.0, x, stats.nfe)
-    stats = replace(stats, wall_s=time.perf_counter() - began)
+    if stats is not ended:
+        stats = replace(stats, wall_s=time.perf_counter() - began)
     ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)
 

@@ -126,7 +126,7 @@ def _problem(
         row=math.prod(x.shape[1:]) if x.numel() else 0,
         saves=saves,
         xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
-        time=x.new_empty((), dtype=torch.float64 if exact_time else x.dtype),
+        time=torch.float64 if exact_time else x.dtype,
     )
 
 

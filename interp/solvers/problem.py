@@ -24,7 +24,7 @@ class Problem:
         row: elements in a row of y.
         saves: times at which to save, in the order of the run.
         xs: (len(saves), *y.shape), where the saved states go.
-        time: a 0-d tensor of the dtype and device in which the field is told the time.
+        time: the dtype in which the field is told the time.
         times: from readings of the run's clock to the times that the field is told; None where they
             are one.
         diffusion: g(t, y) -> tensor like y, or None.
@@ -36,7 +36,7 @@ class Problem:
     row: int
     saves: list[float]
     xs: Tensor
-    time: Tensor
+    time: torch.dtype
     times: Callable[[list[float]], list[float]] | None = None
     diffusion: Field | None = None
     observer: Observer | None = None
@@ -44,7 +44,7 @@ class Problem:
     def told(self, clock: float) -> Tensor:
         """What the field is told when the run's clock shows this."""
         t = clock if self.times is None else self.times([clock])[0]
-        return self.time.new_tensor(t)
+        return torch.tensor(t, dtype=self.time, device=self.xs.device)
 
     @staticmethod
     def plain(result: Tensor) -> Tensor:

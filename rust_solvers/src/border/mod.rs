@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::brownian::{Path, Root, Rows};
 use crate::kernels::{MAX_TERMS, Tolerance};
@@ -38,7 +38,7 @@ struct Problem<'py> {
     /// `times([tau, ...]) -> [t, ...]`, from the run's clock to what the field is told; None where
     /// they are one.
     times: Option<Bound<'py, PyAny>>,
-    /// A 0-d tensor of the dtype in which the field is told the time.
+    /// The dtype in which the field is told the time.
     time: Bound<'py, PyAny>,
     /// Any kind of tensor made a contiguous one of torch's own class.
     plain: Bound<'py, PyAny>,
@@ -59,7 +59,8 @@ enum Now {
 
 impl<'py> Clock<'py> {
     fn new(problem: &Problem<'py>) -> PyResult<Self> {
-        let torch = Torch::like(&problem.time, problem.plain.clone())?;
+        let nothing = PyTuple::empty(problem.time.py());
+        let torch = Torch::of(&problem.time, nothing, 1, problem.plain.clone())?;
         let now = Some(match torch.precision {
             Precision::Single => Now::Single(torch.buffer()?),
             Precision::Double => Now::Double(torch.buffer()?),

@@ -107,8 +107,20 @@ impl<'py> Torch<'py> {
     /// tensor of torch's own class out of whatever kind of tensor a field returned.
     pub fn like(state: &Bound<'py, PyAny>, plain: Bound<'py, PyAny>) -> PyResult<Self> {
         let py = state.py();
+        let shape = state.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>()?;
+        let len = state.call_method0(intern!(py, "numel"))?.extract()?;
+        Torch::of(&state.getattr(intern!(py, "dtype"))?, shape, len, plain)
+    }
+
+    /// The same for tensors of a `dtype` and of a `shape` of `len` elements.
+    pub fn of(
+        dtype: &Bound<'py, PyAny>,
+        shape: Bound<'py, PyTuple>,
+        len: usize,
+        plain: Bound<'py, PyAny>,
+    ) -> PyResult<Self> {
+        let py = dtype.py();
         let library = Library::get(py)?;
-        let dtype = state.getattr(intern!(py, "dtype"))?;
         let precision = if dtype.is(&library.float32) {
             Precision::Single
         } else if dtype.is(&library.float64) {
@@ -116,8 +128,6 @@ impl<'py> Torch<'py> {
         } else {
             return Err(PyValueError::new_err(format!("a state of dtype {}", dtype.str()?)));
         };
-        let shape = state.getattr(intern!(py, "shape"))?.cast_into::<PyTuple>()?;
-        let len = state.call_method0(intern!(py, "numel"))?.extract()?;
         Ok(Torch { py, library, precision, plain, shape, len })
     }
 
