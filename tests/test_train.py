@@ -327,7 +327,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     model, home = Toy((4,)), os if what == "fsync" else files
-    name = "fsync" if what == "fsync" else "_write_synced"
+    name = "fsync" if what == "fsync" else "write_synced"
     evaluate = model.loss
 
     def filling(batch, generator=None):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import sync_folder, write_bytes, write_synced
 
 SCHEMA = 1
 
@@ -47,17 +47,6 @@ class Checkpoint:
 
 
 # Files
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` such that a reader sees the old file or the new, never a part."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        _write_synced(aside, content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -138,23 +127,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there, and a rename is durable without
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is damaged: {why}. Go back to an earlier checkpoint, or train anew."
@@ -173,15 +145,15 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         aside.mkdir()
         for part, tensors in checkpoint.parts.items():
-            _write_synced(aside / f"{part}.safetensors", _packed(tensors, {"part": part}))
+            write_synced(aside / f"{part}.safetensors", _packed(tensors, {"part": part}))
         about = {"schema": SCHEMA, "family": checkpoint.family, "step": checkpoint.step}
         about |= {"parts": sorted(checkpoint.parts), "extra": checkpoint.extra}
-        _write_synced(aside / _JSON, (json.dumps(about, indent=2) + "\n").encode())
-        _sync_folder(aside)
+        write_synced(aside / _JSON, (json.dumps(about, indent=2) + "\n").encode())
+        sync_folder(aside)
         if path.exists():
             shutil.rmtree(path)
         aside.rename(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in found(folder)[:-keep]:

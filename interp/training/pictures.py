@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import noise, plot
 from ..families import Family
-from .checkpoint import write_bytes
+from ..files import write_bytes
 from .run import read_metrics
 from .seeds import derive
 

@@ -24,6 +24,7 @@ from torch import nn
 from .. import families
 from ..errors import CheckpointError, OptionError, RunExists, TrainingError
 from ..families import Family
+from ..files import write_bytes
 from . import checkpoint as files
 from .device import as_device
 from .state import State, misfit
@@ -96,7 +97,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         with self._writing():
             kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
-            files.write_bytes(path, "".join(map(_line, kept)).encode())
+            write_bytes(path, "".join(map(_line, kept)).encode())
             self._metrics = path.open("a", buffering=1)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Pictures: a grid of samples, and the curve of a loss. Drawn without touching pyplot's state."""
+"""Samples side by side, and samples on their way from noise."""
 
 from __future__ import annotations
 

@@ -1,0 +1,245 @@
+"""The law of I_t over time, from the closed forms of `interp.exact`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..exact import Mixture
+    from ..interpolant import Interpolant
+
+_DEPTH = 7.0  # nats below the densest point at which the picture is white
+_REACH = 3.2  # standard deviations around each component that a picture shows
+_VARIES = 4.0  # a spread that varies more than this over time is divided out
+PANELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Laws:
+    """The laws of I_t at some times, in one or two dimensions, and how to look at them.
+
+    Attributes:
+        t: (m,), increasing.
+        laws: the law at each.
+        scale: (m,), what x is divided by at each.
+        low, high: (d,), the corner points of what is shown, in scaled x.
+    """
+
+    t: Tensor
+    laws: list[Mixture]
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.laws[0].dim
+
+    @property
+    def scaled(self) -> bool:
+        return bool((self.scale != 1).any())
+
+    @property
+    def name(self) -> str:
+        """Of the axis along which x is shown."""
+        return "x / standard deviation of I_t" if self.scaled else "x"
+
+    def grid(self, size: int) -> tuple[Tensor, ...]:
+        """``size`` points along each dimension."""
+        ends = zip(self.low.tolist(), self.high.tolist(), strict=True)
+        return tuple(torch.linspace(a, b, size, dtype=torch.float64) for a, b in ends)
+
+    def log_density(self, k: int, points: Tensor) -> Tensor:
+        """Of scaled x (n, d) at the k-th time: (n,), nats."""
+        scale = self.scale[k]
+        return self.laws[k].log_prob(points * scale) + self.dim * scale.log()
+
+    def table(self, size: int) -> Tensor:
+        """Log density at ``size`` points and all times, one dimension: (size, m)."""
+        points = self.grid(size)[0][:, None]
+        return torch.stack([self.log_density(k, points) for k in range(len(self.t))], dim=1)
+
+    def image(self, k: int, size: int) -> Tensor:
+        """Density at the k-th time over its own maximum, two dimensions: (size, size), y by x."""
+        xs, ys = self.grid(size)
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        log = self.log_density(k, torch.stack([x.flatten(), y.flatten()], dim=1))
+        return (log - log.max()).exp().reshape(size, size)
+
+
+@torch.no_grad()
+def laws_of(
+    target: Mixture, path: Interpolant, base: Mixture | None, t: Tensor, scaled: bool | None
+) -> Laws:
+    """The laws at times ``t``; x is divided by the spread of I_t where ``scaled`` is true, or None
+    and the spread varies more than fourfold.
+
+    Raises:
+        OptionError: a target of three dimensions or more.
+    """
+    if target.dim > 2:
+        raise OptionError(
+            f"the target has {target.dim} dimensions. Give one of one or two, or look at samples by "
+            "plot.grid and plot.strip."
+        )
+    laws = [target.marginal(path, time, base) for time in t]
+    spread = torch.stack([_spread(law) for law in laws])
+    wide = bool(spread.max() > _VARIES * spread.min())
+    scale = spread if (wide if scaled is None else scaled) else torch.ones_like(spread)
+    reaches = [_reach(law) for law in laws]
+    low = torch.stack([r[0] for r in reaches]) / scale[:, None]
+    high = torch.stack([r[1] for r in reaches]) / scale[:, None]
+    return Laws(t, laws, scale, low.amin(0), high.amax(0))
+
+
+def _spread(law: Mixture) -> Tensor:
+    """The standard deviation of a mixture, the mean over dimensions."""
+    w = law.weights[:, None]
+    mean = (w * law.means).sum(0)
+    variances = law.covs.diagonal(dim1=1, dim2=2) + (law.means - mean) ** 2
+    return (w * variances).sum(0).mean().sqrt()
+
+
+def _reach(law: Mixture) -> tuple[Tensor, Tensor]:
+    """The corners of the box around all components."""
+    wide = _REACH * law.covs.diagonal(dim1=1, dim2=2).sqrt()
+    return (law.means - wide).amin(0), (law.means + wide).amax(0)
+
+
+def density(
+    target: Mixture, path: Interpolant, base: Mixture | None = None, *,
+    times: Sequence[float] | None = None, scaled: bool | None = None, to: style.To | None = None,
+) -> Figure:  # fmt: skip
+    """The law of I_t: one dimension as log density over (t, x), two as a panel for each time.
+
+    In one dimension the curves on both sides are the densities at t = 0 and t = 1. In two, each
+    panel is the density over its own maximum.
+
+    Example:
+        target = interp.exact.Mixture([0.3, 0.7], [-2.0, 1.0], [0.1, 0.2])
+        plot.density(target, schedules.trigonometric(), to="density.png")
+
+    Args:
+        target: the law of the data, a mixture of one or two dimensions.
+        path: the path.
+        base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
+        times: of the panels in two dimensions, else the columns of the picture.
+        scaled: divide x by the standard deviation of I_t; None does so where that varies more than
+            fourfold (VE, EDM).
+        to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
+
+    Raises:
+        OptionError: a target of three dimensions or more, or no times.
+        TimeError: times outside [0, 1].
+    """
+    laws = laws_of(target, path, base, _times(times, target.dim), scaled)
+    if laws.dim == 2:
+        return style.finish(_panels(laws), to)
+    figure, axes = sided(laws)
+    backdrop(figure, axes, laws)
+    return style.finish(figure, to)
+
+
+def _times(times: Sequence[float] | None, dim: int) -> Tensor:
+    if times is None:
+        even = torch.linspace(0, 1, 241, dtype=torch.float64)
+        return even if dim == 1 else torch.tensor(PANELS, dtype=torch.float64)
+    t = torch.as_tensor(times, dtype=torch.float64)
+    if t.ndim != 1 or len(t) < (2 if dim == 1 else 1) or not (t.diff() > 0).all():
+        raise OptionError(f"times = {times!r}. Give increasing times in [0, 1].")
+    return t
+
+
+def sided(laws: Laws) -> tuple[Figure, list[Axes]]:
+    """Three axes that share x: the base's density, the picture over time, the data's density."""
+    figure, axes = style.figure(1, 3, (8.4, 3.9), sharey=True, width_ratios=(1, 7, 1))
+    x = laws.grid(400)[0]
+    for panel, k, color in ((axes[0], 0, style.BASE), (axes[2], -1, style.DATA)):
+        height = laws.log_density(k % len(laws.t), x[:, None]).exp()
+        panel.fill_betweenx(x.numpy(), height.numpy(), color=color, alpha=0.18, linewidth=0)
+        panel.plot(height.numpy(), x.numpy(), color=color, linewidth=1.5)
+        panel.set_xlim(0, 1.06 * float(height.max()))
+        panel.spines[["left", "bottom"]].set_visible(False)
+        panel.tick_params(left=False, bottom=False, labelbottom=False, labelleft=False)
+    axes[0].invert_xaxis()
+    style.name_axes(axes[0], y=laws.name)
+    axes[0].tick_params(labelleft=True)
+    for panel, text, color in ((axes[0], "base", style.BASE), (axes[2], "data", style.DATA)):
+        panel.set_title(text, color=color, fontsize=10)
+    axes[1].tick_params(labelleft=False, left=False)
+    axes[1].set_ylim(float(laws.low[0]), float(laws.high[0]))
+    style.time_axis(axes[1], ends=False)
+    axes[1].set_xlim(0.0, 1.0)
+    return figure, axes
+
+
+def backdrop(figure: Figure, axes: list[Axes], laws: Laws, bar: bool = True) -> None:
+    """Log density over (t, x), the darker the denser, in the middle one of three axes."""
+    table = laws.table(300)
+    top = float(table.max())
+    t, x = laws.t.numpy(), laws.grid(300)[0].numpy()
+    image = axes[1].pcolormesh(
+        t, x, table.numpy(), cmap=style.density_colors(), vmin=top - _DEPTH, vmax=top,
+        shading="gouraud", rasterized=True, zorder=0,
+    )  # fmt: skip
+    if bar:
+        style.scale_bar(figure, image, axes[2], "log density, nats")
+
+
+def _panels(laws: Laws) -> Figure:
+    m = len(laws.t)
+    shape = float((laws.high - laws.low)[1] / (laws.high - laws.low)[0])
+    width = max(1.9, 10.0 / max(m, 5))
+    figure, axes = style.figure(1, m, (width * m, width * shape + 0.5), sharex=True, sharey=True)
+    for k, panel in enumerate(axes):
+        plane(panel, laws, k)
+        style.name_axes(panel, title=f"t = {float(laws.t[k]):g}")
+    if laws.scaled:
+        axes[0].set_ylabel(laws.name, color=style.INK, fontsize=9)
+    return figure
+
+
+def plane(axes: Axes, laws: Laws, k: int, strength: float = 1.0) -> None:
+    """The density at the k-th time over its own maximum, in two dimensions, on bare axes."""
+    (left, bottom), (right, top) = laws.low.tolist(), laws.high.tolist()
+    axes.imshow(
+        laws.image(k, 240).numpy(), extent=(left, right, bottom, top), origin="lower",
+        cmap=style.density_colors(), vmin=0.0, vmax=1.0 / strength, interpolation="bilinear",
+        aspect="equal", zorder=0,
+    )  # fmt: skip
+    bare(axes)
+
+
+def bare(axes: Axes) -> None:
+    """A hairline frame and no ticks: the two coordinates of a point mean nothing by themselves."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=style.HAIR, linewidth=0.8)
+
+
+def check_finite(name: str, values: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """As numpy, on the host.
+
+    Raises:
+        OptionError: nothing in it, NaN or infinity.
+    """
+    if values.numel() == 0:
+        raise OptionError(f"{name} has shape {tuple(values.shape)}. Give at least one.")
+    array = values.detach().double().cpu().numpy()
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise OptionError(f"{name} holds {bad} numbers that are not finite. Leave those out.")
+    return array

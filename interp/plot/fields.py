@@ -1,0 +1,125 @@
+"""Velocity fields: arrows in the plane, or colours and streamlines over (t, x)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import like
+from ..errors import OptionError
+from . import style
+from .density import bare, laws_of, plane
+from .trajectories import check_pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..exact import Mixture
+    from ..interpolant import Interpolant
+
+_ARROWS, _COLUMNS, _ROWS = 17, 121, 121
+
+
+@torch.no_grad()
+def velocity(
+    model: Callable[[Tensor, Tensor], Tensor], dim: int = 2, *,
+    times: Sequence[float] = (0.05, 0.35, 0.65, 0.95), extent: float = 3.0,
+    target: Mixture | None = None, path: Interpolant | None = None, base: Mixture | None = None,
+    to: style.To | None = None,
+) -> Figure:  # fmt: skip
+    """A velocity field: arrows at some times in the plane, or colours over (t, x) on the line.
+
+    The arrows of all panels have one scale, on the line with the streamlines of dx/dt = v.
+
+    Example:
+        plot.velocity(target.velocity(path), target=target, path=path, to="velocity.png")
+
+    Args:
+        model: model(t, x) -> tensor of x's shape, velocities; t 0-d, x (n, dim) float32.
+        dim: 2 or 1.
+        times: of the panels; on the line, the first and the last time.
+        extent: x reaches from minus this to this; with a target, as far as its law does.
+        target: the law of the data, to draw the density below, in the plane; with it its path.
+        path: the path.
+        base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
+        to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
+
+    Raises:
+        OptionError: another dim, no times, an extent that is not positive, or a velocity that is not
+            finite.
+        FieldError: a model that does not return a tensor like x.
+    """
+    if dim not in (1, 2):
+        raise OptionError(f"dim={dim!r}. Give 1 or 2: more cannot be drawn.")
+    t = torch.as_tensor(times, dtype=torch.float64)
+    if t.ndim != 1 or len(t) < 3 - dim or not (t.diff() > 0).all():
+        raise OptionError(f"times = {times!r}. Give increasing times.")
+    if not 0 < extent < np.inf:
+        raise OptionError(f"extent={extent!r}. Give a positive number.")
+    check_pair(target, path, dim)
+    low, high = torch.full((dim,), -float(extent)), torch.full((dim,), float(extent))
+    laws = None
+    if target is not None and path is not None:
+        laws = laws_of(target, path, base, t, scaled=False)
+        low, high = laws.low.float(), laws.high.float()
+    if dim == 1:
+        figure = _over_time(model, float(t[0]), float(t[-1]), float(low), float(high))
+        return style.finish(figure, to)
+    width = max(2.4, 10.0 / max(len(t), 4))
+    shape = float((high - low)[1] / (high - low)[0])
+    figure, axes = style.figure(1, len(t), (width * len(t), width * shape + 0.5), sharey=True)
+    xs, ys = (torch.linspace(a, b, _ARROWS + 2)[1:-1] for a, b in zip(low, high, strict=True))
+    x, y = torch.meshgrid(xs, ys, indexing="xy")
+    points = torch.stack([x.flatten(), y.flatten()], dim=1)
+    fields = torch.stack([_finite(model, time, points) for time in t])
+    scale = 1.6 / float((high - low)[0] / _ARROWS) * float(fields.norm(dim=-1).quantile(0.98))
+    for k, panel in enumerate(axes):
+        if laws is not None:
+            plane(panel, laws, k, strength=0.6)
+        panel.quiver(
+            *points.T.numpy(), *fields[k].T.numpy(), color=style.DATA if laws else style.BASE,
+            angles="xy", scale_units="xy", scale=scale or 1.0, width=0.006, zorder=2,
+        )  # fmt: skip
+        panel.set_aspect("equal")
+        panel.set_xlim(float(low[0]), float(high[0]))
+        panel.set_ylim(float(low[1]), float(high[1]))
+        bare(panel)
+        style.name_axes(panel, title=f"t = {float(t[k]):g}")
+    return style.finish(figure, to)
+
+
+def _over_time(
+    model: Callable[[Tensor, Tensor], Tensor], first: float, last: float, low: float, high: float
+) -> Figure:
+    t = torch.linspace(first, last, _COLUMNS, dtype=torch.float64)
+    x = torch.linspace(low, high, _ROWS)
+    field = torch.stack([_finite(model, time, x[:, None])[:, 0] for time in t], dim=1).numpy()
+    figure, (axes,) = style.figure(size=(7.2, 3.9))
+    top = float(np.quantile(np.abs(field), 0.99)) or 1.0
+    even = np.linspace(low, high, _ROWS)  # streamplot asks for exactly even points
+    image = axes.pcolormesh(
+        t.numpy(), even, field, cmap=style.signed_colors(), vmin=-top, vmax=top, shading="gouraud",
+        rasterized=True,
+    )  # fmt: skip
+    axes.streamplot(
+        np.linspace(first, last, _COLUMNS), even, np.ones_like(field), field, color=style.INK,
+        linewidth=0.6, density=(1.1, 0.9), arrowsize=0.7, broken_streamlines=False,
+    )  # fmt: skip
+    axes.set_xlim(first, last)
+    axes.set_ylim(low, high)
+    style.name_axes(axes, x="time t", y="x")
+    style.scale_bar(figure, image, axes, "velocity, x per unit of time")
+    return figure
+
+
+def _finite(model: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
+    v = like(model(t, x), x, "the model").detach().float().cpu()
+    if not v.isfinite().all():
+        raise OptionError(
+            f"the velocity is not finite at t = {float(t):g}. Give times strictly inside (0, 1)."
+        )
+    return v
