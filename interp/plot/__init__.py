@@ -1,7 +1,38 @@
-"""Pictures."""
+"""Pictures of paths, laws, runs and samples: one function each, in one style.
+
+Every function returns a matplotlib `Figure` (`animate` the frames of a film) and writes it where
+``to`` says. Nothing here imports pyplot, so that a user's own figures and backend are left alone.
+
+    schedules, log_snr      curves of one or several paths
+    density                 the law of I_t over time
+    trajectories, velocity  solutions over it, and the field that they follow
+    coupling                who is paired with whom
+    loss_by_time            where on [0, 1] a model errs
+    strip, grid             images on their way from noise, and where they arrived
+    animate                 a solution as a GIF
+"""
+
+from __future__ import annotations
+
+from .animation import animate
 from .curves import log_snr, schedules
-from .density import density
+from .marginals import density
 from .fields import velocity
-from .images import grid, loss_curve
+from .images import grid, strip
+from .losses import loss_by_time, loss_curve
 from .pairs import coupling
-from .trajectories import trajectories
+from .runs import trajectories
+
+__all__ = [
+    "animate",
+    "coupling",
+    "density",
+    "grid",
+    "log_snr",
+    "loss_by_time",
+    "loss_curve",
+    "schedules",
+    "strip",
+    "trajectories",
+    "velocity",
+]

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..arguments import like
 from ..errors import OptionError
 from . import style
-from .density import bare, laws_of, plane
-from .trajectories import check_pair
+from .marginals import bare, laws_of, panel_times, plane
+from .runs import check_pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..exact import Mixture
     from ..interpolant import Interpolant
 
-_ARROWS, _COLUMNS, _ROWS = 17, 121, 121
+_ARROWS, _COLUMNS, _ROWS = 21, 181, 181
+_DEPTH = 4.5  # nats below the densest point, where arrows end
 
 
 @torch.no_grad()
@@ -55,9 +56,9 @@ def velocity(
     """
     if dim not in (1, 2):
         raise OptionError(f"dim={dim!r}. Give 1 or 2: more cannot be drawn.")
-    t = torch.as_tensor(times, dtype=torch.float64)
-    if t.ndim != 1 or len(t) < 3 - dim or not (t.diff() > 0).all():
-        raise OptionError(f"times = {times!r}. Give increasing times.")
+    t = panel_times(times)
+    if len(t) < 3 - dim:
+        raise OptionError(f"times = {times!r}. Give the first and the last time.")
     if not 0 < extent < np.inf:
         raise OptionError(f"extent={extent!r}. Give a positive number.")
     check_pair(target, path, dim)
@@ -69,20 +70,26 @@ def velocity(
     if dim == 1:
         figure = _over_time(model, float(t[0]), float(t[-1]), float(low), float(high))
         return style.finish(figure, to)
-    width = max(2.4, 10.0 / max(len(t), 4))
+    width = 10.0 / max(len(t), 3)
     shape = float((high - low)[1] / (high - low)[0])
-    figure, axes = style.figure(1, len(t), (width * len(t), width * shape + 0.5), sharey=True)
+    figure, axes = style.figure(1, len(t), (width * len(t), width * shape + 0.32), sharey=True)
     xs, ys = (torch.linspace(a, b, _ARROWS + 2)[1:-1] for a, b in zip(low, high, strict=True))
     x, y = torch.meshgrid(xs, ys, indexing="xy")
     points = torch.stack([x.flatten(), y.flatten()], dim=1)
     fields = torch.stack([_finite(model, time, points) for time in t])
-    scale = 1.6 / float((high - low)[0] / _ARROWS) * float(fields.norm(dim=-1).quantile(0.98))
+    there = torch.ones(len(t), len(points), dtype=torch.bool)
+    if laws is not None:  # no arrows where no point ever is: the longest would be there
+        log = torch.stack([laws.log_density(k, points.double()) for k in range(len(t))])
+        there = log > log.amax(1, keepdim=True) - _DEPTH
+    # The longest arrows, but for a few, reach a little beyond the next.
+    longest = float(fields[there].norm(dim=-1).quantile(0.95))
+    scale = (longest or 1.0) / (1.4 * float((high - low)[0]) / _ARROWS)
     for k, panel in enumerate(axes):
         if laws is not None:
-            plane(panel, laws, k, strength=0.6)
+            plane(panel, laws, k, pale=True)
         panel.quiver(
-            *points.T.numpy(), *fields[k].T.numpy(), color=style.DATA if laws else style.BASE,
-            angles="xy", scale_units="xy", scale=scale or 1.0, width=0.006, zorder=2,
+            *points[there[k]].T.numpy(), *fields[k][there[k]].T.numpy(), color=style.DATA,
+            angles="xy", scale_units="xy", scale=scale, width=0.005, minlength=0, zorder=2,
         )  # fmt: skip
         panel.set_aspect("equal")
         panel.set_xlim(float(low[0]), float(high[0]))
@@ -101,13 +108,13 @@ def _over_time(
     figure, (axes,) = style.figure(size=(7.2, 3.9))
     top = float(np.quantile(np.abs(field), 0.99)) or 1.0
     even = np.linspace(low, high, _ROWS)  # streamplot asks for exactly even points
-    image = axes.pcolormesh(
-        t.numpy(), even, field, cmap=style.signed_colors(), vmin=-top, vmax=top, shading="gouraud",
-        rasterized=True,
+    image = axes.imshow(
+        field, extent=(first, last, low, high), origin="lower", cmap=style.signed_colors(),
+        vmin=-top, vmax=top, aspect="auto", interpolation="bilinear", interpolation_stage="data",
     )  # fmt: skip
     axes.streamplot(
         np.linspace(first, last, _COLUMNS), even, np.ones_like(field), field, color=style.INK,
-        linewidth=0.6, density=(1.1, 0.9), arrowsize=0.7, broken_streamlines=False,
+        linewidth=0.6, density=(0.9, 0.7), arrowsize=0.7, broken_streamlines=False,
     )  # fmt: skip
     axes.set_xlim(first, last)
     axes.set_ylim(low, high)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import require_same
 from ..errors import OptionError
 from . import style
-from .density import bare, check_finite
+from .marginals import bare, check_finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
     room = 0.05 * float((high - low).max()) or 1.0
     shape = float((high - low)[1] + 2 * room) / float((high - low)[0] + 2 * room)
     width = 3.7
-    figure, axes = style.figure(1, len(named), (width * len(named), width * shape + 0.45))
+    figure, axes = style.figure(1, len(named), (width * len(named), width * shape + 0.55))
     for (name, pair), panel in zip(named.items(), axes, strict=True):
         x0, x1 = (p.detach().cpu().double() for p in pair)
         lines = torch.stack([x0, x1], dim=1).numpy()
@@ -64,10 +64,8 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
         bare(panel)
         cost = float((x1 - x0).square().sum(1).mean())
         style.name_axes(panel, title=f"{name}{', ' if name else ''}mean |x1 − x0|² = {cost:.3g}")
-    for word, color, place in (("x0, base", style.BASE, 0.03), ("x1, data", style.DATA, 0.2)):
-        axes[0].text(
-            place, 0.03, word, color=color, fontsize=9, transform=axes[0].transAxes, zorder=3
-        )
+    dots = list(axes[0].collections)[1:]
+    style.header(figure, dots, ("x0, base", "x1, data"), (style.BASE, style.DATA))
     return style.finish(figure, to)
 
 

@@ -13,7 +13,6 @@ from ..errors import OptionError, UnknownName
 from ..files import write_bytes
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
@@ -98,19 +97,24 @@ def line_style(k: int) -> dict[str, Any]:
     return {"color": PALETTE[k % len(PALETTE)], "linestyle": DASHES[turn % len(DASHES)]}
 
 
-def header(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+def header(
+    figure: Figure, handles: Sequence[Any], names: Sequence[str], colors: Sequence[str] | None = None
+) -> None:
     """What the colours mean, above all panels, each name in its colour."""
     entry = 0.62 + 0.085 * max(len(name) for name in names)  # inches, at this size of letters
     columns = max(1, min(len(names), int(figure.get_figwidth() / entry)))
     figure.legend(
         handles, names, loc="outside upper left", ncols=columns, frameon=False,
-        labelcolor="linecolor", fontsize=10, handlelength=1.6, columnspacing=1.8, borderaxespad=0.2,
+        labelcolor=colors or "linecolor", fontsize=10, handlelength=1.6, columnspacing=1.8, borderaxespad=0.2,
     )  # fmt: skip
 
 
-def density_colors() -> Colormap:
-    """White to ink through blue: darker is denser."""
-    return _ramp("interp_density", ("#ffffff", "#dbe7f2", "#9cc1de", "#4a8fc2", "#17568d", "#0b2f57"))
+_BLUES = ("#ffffff", "#dbe7f2", "#9cc1de", "#4a8fc2", "#17568d", "#0b2f57")
+
+
+def density_colors(pale: bool = False) -> Colormap:
+    """White to ink through blue, the darker the denser; ``pale`` where something is drawn on it."""
+    return _ramp("interp_density", _BLUES[:4] if pale else _BLUES)
 
 
 def signed_colors() -> Colormap:
@@ -129,10 +133,10 @@ def _ramp(name: str, colors: tuple[str, ...]) -> Colormap:
     return LinearSegmentedColormap.from_list(name, colors)
 
 
-def scale_bar(figure: Figure, image: Artist, axes: Axes | list[Axes], name: str) -> None:
+def scale_bar(figure: Figure, image: Any, axes: Axes | list[Axes], name: str) -> None:
     """A thin bar beside ``axes`` that says what the colours of ``image`` are worth."""
-    bar = figure.colorbar(image, ax=axes, aspect=40, pad=0.015, fraction=0.03)  # type: ignore[arg-type]
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = figure.colorbar(image, ax=axes, aspect=45, pad=0.015, fraction=0.02)
+    bar.ax.spines["outline"].set_visible(False)
     bar.ax.tick_params(color=GREY, labelcolor=GREY, labelsize=8, width=0.6, length=2)
     bar.set_label(name, color=INK, fontsize=9)
 

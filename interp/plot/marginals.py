@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from ..interpolant import Interpolant
 
 _DEPTH = 7.0  # nats below the densest point at which the picture is white
-_REACH = 3.2  # standard deviations around each component that a picture shows
+_REACH = {1: 3.2, 2: 2.6}  # standard deviations around each component that a picture shows
 _VARIES = 4.0  # a spread that varies more than this over time is divided out
 PANELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+COLUMNS = torch.linspace(0, 1, 241, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Laws:
     @property
     def name(self) -> str:
         """Of the axis along which x is shown."""
-        return "x / standard deviation of I_t" if self.scaled else "x"
+        return "x / standard deviation of $I_t$" if self.scaled else "x"
 
     def grid(self, size: int) -> tuple[Tensor, ...]:
         """``size`` points along each dimension."""
@@ -114,13 +115,13 @@ def _spread(law: Mixture) -> Tensor:
 
 def _reach(law: Mixture) -> tuple[Tensor, Tensor]:
     """The corners of the box around all components."""
-    wide = _REACH * law.covs.diagonal(dim1=1, dim2=2).sqrt()
+    wide = _REACH[law.dim] * law.covs.diagonal(dim1=1, dim2=2).sqrt()
     return (law.means - wide).amin(0), (law.means + wide).amax(0)
 
 
 def density(
     target: Mixture, path: Interpolant, base: Mixture | None = None, *,
-    times: Sequence[float] | None = None, scaled: bool | None = None, to: style.To | None = None,
+    times: Sequence[float] = PANELS, scaled: bool | None = None, to: style.To | None = None,
 ) -> Figure:  # fmt: skip
     """The law of I_t: one dimension as log density over (t, x), two as a panel for each time.
 
@@ -135,7 +136,7 @@ def density(
         target: the law of the data, a mixture of one or two dimensions.
         path: the path.
         base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
-        times: of the panels in two dimensions, else the columns of the picture.
+        times: of the panels in two dimensions.
         scaled: divide x by the standard deviation of I_t; None does so where that varies more than
             fourfold (VE, EDM).
         to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
@@ -144,27 +145,29 @@ def density(
         OptionError: a target of three dimensions or more, or no times.
         TimeError: times outside [0, 1].
     """
-    laws = laws_of(target, path, base, _times(times, target.dim), scaled)
-    if laws.dim == 2:
-        return style.finish(_panels(laws), to)
+    if target.dim == 2:
+        return style.finish(_panels(laws_of(target, path, base, panel_times(times), scaled)), to)
+    laws = laws_of(target, path, base, COLUMNS, scaled)
     figure, axes = sided(laws)
     backdrop(figure, axes, laws)
     return style.finish(figure, to)
 
 
-def _times(times: Sequence[float] | None, dim: int) -> Tensor:
-    if times is None:
-        even = torch.linspace(0, 1, 241, dtype=torch.float64)
-        return even if dim == 1 else torch.tensor(PANELS, dtype=torch.float64)
+def panel_times(times: Sequence[float]) -> Tensor:
+    """Increasing times as a tensor, (m,) float64.
+
+    Raises:
+        OptionError: anything else.
+    """
     t = torch.as_tensor(times, dtype=torch.float64)
-    if t.ndim != 1 or len(t) < (2 if dim == 1 else 1) or not (t.diff() > 0).all():
-        raise OptionError(f"times = {times!r}. Give increasing times in [0, 1].")
+    if t.ndim != 1 or len(t) == 0 or not (t.diff() > 0).all():
+        raise OptionError(f"times = {times!r}. Give increasing times, e.g. {list(PANELS)}.")
     return t
 
 
 def sided(laws: Laws) -> tuple[Figure, list[Axes]]:
     """Three axes that share x: the base's density, the picture over time, the data's density."""
-    figure, axes = style.figure(1, 3, (8.4, 3.9), sharey=True, width_ratios=(1, 7, 1))
+    figure, axes = style.figure(1, 3, (8.4, 3.7), sharey=True, width_ratios=(1, 7, 1))
     x = laws.grid(400)[0]
     for panel, k, color in ((axes[0], 0, style.BASE), (axes[2], -1, style.DATA)):
         height = laws.log_density(k % len(laws.t), x[:, None]).exp()
@@ -185,24 +188,26 @@ def sided(laws: Laws) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def backdrop(figure: Figure, axes: list[Axes], laws: Laws, bar: bool = True) -> None:
+def backdrop(
+    figure: Figure, axes: list[Axes], laws: Laws, bar: bool = True, pale: bool = False
+) -> None:
     """Log density over (t, x), the darker the denser, in the middle one of three axes."""
     table = laws.table(300)
     top = float(table.max())
-    t, x = laws.t.numpy(), laws.grid(300)[0].numpy()
-    image = axes[1].pcolormesh(
-        t, x, table.numpy(), cmap=style.density_colors(), vmin=top - _DEPTH, vmax=top,
-        shading="gouraud", rasterized=True, zorder=0,
+    image = axes[1].imshow(
+        table.numpy(), extent=(0.0, 1.0, float(laws.low[0]), float(laws.high[0])), origin="lower",
+        cmap=style.density_colors(pale), vmin=top - _DEPTH, vmax=top, aspect="auto",
+        interpolation="bilinear", interpolation_stage="data", zorder=0,
     )  # fmt: skip
     if bar:
-        style.scale_bar(figure, image, axes[2], "log density, nats")
+        style.scale_bar(figure, image, axes, "log density, nats")
 
 
 def _panels(laws: Laws) -> Figure:
     m = len(laws.t)
     shape = float((laws.high - laws.low)[1] / (laws.high - laws.low)[0])
-    width = max(1.9, 10.0 / max(m, 5))
-    figure, axes = style.figure(1, m, (width * m, width * shape + 0.5), sharex=True, sharey=True)
+    width = 10.0 / max(m, 4)
+    figure, axes = style.figure(1, m, (width * m, width * shape + 0.32), sharex=True, sharey=True)
     for k, panel in enumerate(axes):
         plane(panel, laws, k)
         style.name_axes(panel, title=f"t = {float(laws.t[k]):g}")
@@ -211,13 +216,13 @@ def _panels(laws: Laws) -> Figure:
     return figure
 
 
-def plane(axes: Axes, laws: Laws, k: int, strength: float = 1.0) -> None:
+def plane(axes: Axes, laws: Laws, k: int, pale: bool = False) -> None:
     """The density at the k-th time over its own maximum, in two dimensions, on bare axes."""
     (left, bottom), (right, top) = laws.low.tolist(), laws.high.tolist()
     axes.imshow(
         laws.image(k, 240).numpy(), extent=(left, right, bottom, top), origin="lower",
-        cmap=style.density_colors(), vmin=0.0, vmax=1.0 / strength, interpolation="bilinear",
-        aspect="equal", zorder=0,
+        cmap=style.density_colors(pale), vmin=0.0, vmax=1.0, interpolation="bilinear",
+        interpolation_stage="data", aspect="equal", zorder=0,
     )  # fmt: skip
     bare(axes)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from . import style
-from .density import bare, backdrop, check_finite, laws_of, plane, sided
+from .marginals import COLUMNS, bare, backdrop, check_finite, laws_of, plane, sided
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,10 +96,9 @@ def _over_time(
         panel = axes[0]
         style.name_axes(panel, x="time t", y="x")
     else:
-        even = torch.linspace(0, 1, 241, dtype=torch.float64)
-        laws = laws_of(target, path, base, even, scaled)
+        laws = laws_of(target, path, base, COLUMNS, scaled)
         figure, axes = sided(laws)
-        backdrop(figure, axes, laws)
+        backdrop(figure, axes, laws, pale=True)
         panel = axes[1]
         at = laws_of(target, path, base, t, laws.scaled).scale if laws.scaled else t.new_ones(1)
         x = x / at[:, None]
@@ -112,9 +111,12 @@ def _in_the_plane(
 ) -> Figure:
     from matplotlib.collections import LineCollection
 
-    figure, (axes,) = style.figure(size=(5.2, 4.9))
+    low, high = x.flatten(0, 1).amin(0), x.flatten(0, 1).amax(0)
+    room = 0.06 * float((high - low).max()) or 1.0
+    (left, bottom), (right, top) = (low - room).tolist(), (high + room).tolist()
+    figure, (axes,) = style.figure(size=(5.4, 5.4 * (top - bottom) / (right - left) + 0.32))
     if target is not None and path is not None:
-        plane(axes, laws_of(target, path, base, t[-1:], scaled=False), 0, strength=0.45)
+        plane(axes, laws_of(target, path, base, t[-1:], scaled=False), 0, pale=True)
     middles = (t[1:] + t[:-1]) / 2
     rows = x.shape[1]
     pieces = torch.stack([x[:-1], x[1:]], dim=2)  # (m - 1, rows, 2, 2): all rows of a time together
@@ -127,11 +129,10 @@ def _in_the_plane(
     axes.add_collection(lines)
     for k, color in ((0, style.BASE), (-1, style.DATA)):
         axes.scatter(*x[k].T.numpy(), s=13, color=color, linewidths=0.4, edgecolors="white", zorder=3)
-    low, high = x.flatten(0, 1).amin(0), x.flatten(0, 1).amax(0)
-    room = 0.06 * float((high - low).max())
-    axes.set_xlim(float(low[0]) - room, float(high[0]) + room)
-    axes.set_ylim(float(low[1]) - room, float(high[1]) + room)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     axes.set_aspect("equal")
     bare(axes)
-    style.scale_bar(figure, lines, axes, "time t")
+    axes.set_title(f"t = {float(t[0]):g}", loc="left", color=style.BASE, fontsize=10.5)
+    axes.set_title(f"t = {float(t[-1]):g}", loc="right", color=style.DATA, fontsize=10.5)
     return figure

@@ -1,0 +1,116 @@
+"""The loss over the steps of a run, and over the time of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..arguments import whole
+from ..errors import OptionError
+from . import style
+from .marginals import check_finite
+from .labels import label_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = tuple[Tensor, Tensor]
+
+
+def loss_curve(losses: Sequence[tuple[int, float]], to: style.To) -> None:
+    """Write (step, loss) as a PNG: every step pale, its running mean in ink.
+
+    Args:
+        losses: in the order of the steps.
+        to: a path that ends in .png, .svg or .pdf, or a BytesIO.
+    """
+    figure, (axes,) = style.figure()
+    steps, values = [float(s) for s, _ in losses], [v for _, v in losses]
+    axes.plot(steps, values, color=style.PALE, linewidth=0.8)
+    window = max(1, len(values) // 50)
+    title = "loss at each step"
+    if window > 1:
+        mean = torch.tensor(values).unfold(0, window, 1).mean(1)
+        middle = torch.tensor(steps).unfold(0, window, 1).mean(1)
+        axes.plot(middle, mean, color=style.BASE, linewidth=1.8)
+        title = f"loss at each step, and its mean over {window}"
+    if values and min(values) > 0 and max(values) / min(values) > 5:
+        axes.set_yscale("log")
+    style.name_axes(axes, x="step", title=title)
+    style.finish(figure, to)
+
+
+def loss_by_time(
+    losses: Rows | Mapping[str, Rows], *, bins: int = 20, log: bool = False,
+    to: style.To | None = None,
+) -> Figure:  # fmt: skip
+    """The mean loss in bins of t, with bars of one standard error to both sides.
+
+    Example:
+        loss = interp.losses.Regression(path)
+        t = torch.rand(len(x1), dtype=torch.float64)
+        plot.loss_by_time((t, loss.rows(model, t, x0, x1)), to="loss_by_time.png")
+
+    Args:
+        losses: times (n,) and the loss of a row at each (n,); or a mapping of names to such pairs.
+        bins: equal bins of [0, 1]; those without a row are left out, and a bin of one row has no bar.
+        log: whether the loss is drawn on a logarithmic scale.
+        to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
+
+    Raises:
+        OptionError: nothing, shapes that do not agree, NaN, or times outside [0, 1].
+    """
+    named = dict(losses) if isinstance(losses, Mapping) else {"": losses}
+    bins = whole("bins", bins, 1)
+    if not named:
+        raise OptionError("there are no losses to draw. Give (t, loss).")
+    figure, (axes,) = style.figure(size=(6.4, 4.0))
+    lines = []
+    for k, (name, rows) in enumerate(named.items()):
+        t, mean, error = binned(name, rows, bins)
+        look = style.line_style(k)
+        drawn = axes.errorbar(
+            t.numpy(), mean.numpy(), yerr=error.numpy(), marker="o", markersize=3.5, linewidth=1.4,
+            elinewidth=1.1, capsize=0, **look,
+        )  # fmt: skip
+        lines.append(drawn.lines[0])
+    if log:
+        axes.set_yscale("log")
+    style.name_axes(axes, title="loss, mean and standard error of each bin of t")
+    style.time_axis(axes)
+    if any(named):
+        label_lines(axes, lines, list(named))
+    return style.finish(figure, to)
+
+
+def binned(name: str, rows: Rows, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean time, mean loss and its standard error in each bin that has a row; float64.
+
+    Raises:
+        OptionError: as in `loss_by_time`.
+    """
+    who = f"the losses {name!r}" if name else "the losses"
+    if not (isinstance(rows, (tuple, list)) and len(rows) == 2):
+        raise OptionError(f"{who} are a {type(rows).__name__}. Give two tensors (t, loss).")
+    t, loss = (torch.as_tensor(v).detach().double().cpu() for v in rows)
+    if t.ndim != 1 or t.shape != loss.shape:
+        raise OptionError(
+            f"{who} have times of shape {tuple(t.shape)} and values of shape {tuple(loss.shape)}. "
+            "Give one loss for each time."
+        )
+    check_finite(who, loss)
+    check_finite(f"{who}: t", t)
+    if t.min() < 0 or t.max() > 1:
+        raise OptionError(
+            f"{who} have times from {t.min():g} to {t.max():g}. Give times in [0, 1]."
+        )
+    k = (t * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(k, minlength=bins).double()
+    mean = torch.bincount(k, loss, bins) / count
+    spread = torch.bincount(k, (loss - mean[k]) ** 2, bins) / (count - 1).clamp(min=1)
+    error = torch.where(count > 1, (spread / count).sqrt(), 0.0)
+    there = count > 0
+    return (torch.bincount(k, t, bins) / count)[there], mean[there], error[there]
