@@ -10,17 +10,19 @@ Every function returns a matplotlib `Figure` (`animate` the frames of a film) an
     loss_by_time            where on [0, 1] a model errs
     strip, grid             images on their way from noise, and where they arrived
     animate                 a solution as a GIF
+    target                  a law to look at, by name
 """
 
 from __future__ import annotations
 
 from .animation import animate
 from .curves import log_snr, schedules
-from .marginals import density
 from .fields import velocity
 from .images import grid, strip
 from .losses import loss_by_time, loss_curve
+from .marginals import density
 from .pairs import coupling
+from .presets import target
 from .runs import trajectories
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "loss_curve",
     "schedules",
     "strip",
+    "target",
     "trajectories",
     "velocity",
 ]

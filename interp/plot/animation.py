@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import OptionError
 from . import style
-from .marginals import COLUMNS, backdrop, bare, laws_of, sided
 from .images import images_of, is_images, shown_images, tiled
+from .marginals import COLUMNS, backdrop, bare, laws_of, sided
 from .runs import check_pair, states
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOLD = 1.0  # seconds that the last frame stays before the film begins again
 _COLORS = 64  # of one palette for all frames: small files, and no flicker
+_CLOSE = 8  # colours as near as this are one to PIL, which looks for the nearest in boxes
 _DPI = 100
 
 
@@ -83,16 +83,22 @@ def animate(
     return film
 
 
+def _bytes(color: str) -> tuple[int, ...]:
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+
+
 def _one_palette(frames: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[Image]:
     from PIL import Image
 
     pictures = [Image.fromarray(frame) for frame in frames]
     few = pictures[:: max(1, len(pictures) // 6)] + pictures[-1:]
     both = Image.fromarray(np.concatenate([np.asarray(p) for p in few]))
-    palette = both.quantize(_COLORS, dither=Image.Dither.NONE)
-    mixed = np.array(palette.getpalette(), dtype=np.uint8).reshape(-1, 3)
-    mixed[mixed.sum(1, dtype=int).argmax()] = 255  # a mean of near whites is a grey page
-    palette.putpalette(mixed.tobytes())
+    # The page and the dots keep their own colours; means of what is alike are made up for the rest.
+    own = np.array([(255, 255, 255), *(_bytes(c) for c in (style.DATA, style.BASE))])
+    palette = both.quantize(_COLORS - len(own), dither=Image.Dither.NONE)
+    made = np.array(palette.getpalette() or [], dtype=int).reshape(-1, 3)
+    apart = np.abs(made[:, None] - own).max(2).min(1) > _CLOSE
+    palette.putpalette(np.concatenate([own, made[apart]]).flatten().tolist())
     return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
 
 
@@ -121,7 +127,13 @@ def _in_the_plane(
             cmap=style.density_colors(pale=True), vmin=0.0, vmax=1.0, zorder=0,
         )  # fmt: skip
     points = axes.scatter(
-        *x[0].T.numpy(), s=9, color=style.DATA, linewidths=0.3, edgecolors="white", zorder=2
+        x[0, :, 0].numpy(),
+        x[0, :, 1].numpy(),
+        s=9,
+        color=style.DATA,
+        linewidths=0.3,
+        edgecolors="white",
+        zorder=2,
     )
     title = axes.set_title("t = 0.00", loc="left", color=style.INK, fontsize=10.5)
     for k, time in enumerate(t.tolist()):

@@ -111,9 +111,7 @@ def strip(
         for c, k in enumerate(chosen):
             axis = axes[r * len(chosen) + c]
             shown = (shown_images(x[k])[r].clamp(-1, 1) + 1) / 2
-            axis.imshow(
-                shown.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest"
-            )
+            axis.imshow(shown.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
             bare(axis)
             if r == 0:
                 end = {0: " (noise)", len(t) - 1: " (data)"}.get(k, "")

@@ -18,7 +18,9 @@ _GAP = 5.0  # pixels between a curve and its name
 _FAR = 60.0  # further away than this is no better
 
 
-def label_lines(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], size: float = 10) -> None:
+def label_lines(
+    axes: Axes, lines: Sequence[Line2D], names: Sequence[str], size: float = 10
+) -> None:
     """Write each name beside its line, in its colour, clear of the other lines and names.
 
     Call it last: what the axes show and their limits decide the places.
@@ -41,7 +43,8 @@ def label_lines(axes: Axes, lines: Sequence[Line2D], names: Sequence[str], size:
         x, y = _place(curves, k, (w, h), taken, box)
         taken.append((x, y, w, h))
         text.set_transform(axes.transAxes)
-        text.set_position(axes.transAxes.inverted().transform((x, y)))
+        left, bottom = axes.transAxes.inverted().transform((x, y))
+        text.set_position((float(left), float(bottom)))
         text.set_in_layout(False)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..arguments import whole
 from ..errors import OptionError
 from . import style
-from .marginals import check_finite
 from .labels import label_lines
+from .marginals import check_finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

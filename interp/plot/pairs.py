@@ -56,7 +56,13 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
         )
         for points, color in ((x0, style.BASE), (x1, style.DATA)):
             panel.scatter(
-                *points.T.numpy(), s=14, color=color, linewidths=0.4, edgecolors="white", zorder=2
+                points[:, 0].numpy(),
+                points[:, 1].numpy(),
+                s=14,
+                color=color,
+                linewidths=0.4,
+                edgecolors="white",
+                zorder=2,
             )
         panel.set_xlim(float(low[0]) - room, float(high[0]) + room)
         panel.set_ylim(float(low[1]) - room, float(high[1]) + room)

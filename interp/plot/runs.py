@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
 from . import style
-from .marginals import COLUMNS, bare, backdrop, check_finite, laws_of, plane, sided
+from .marginals import COLUMNS, backdrop, bare, check_finite, laws_of, plane, sided
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def _over_time(
     t: Tensor, x: Tensor, target: Mixture | None, path: Interpolant | None, base: Mixture | None,
     scaled: bool | None,
 ) -> Figure:  # fmt: skip
-    look = {"color": style.DATA, "linewidth": 0.9, "alpha": 0.85, "zorder": 2}
+    look: dict[str, Any] = {"color": style.DATA, "linewidth": 0.9, "alpha": 0.85, "zorder": 2}
     if target is None or path is None:
         figure, axes = style.figure(size=(7.2, 3.9))
         panel = axes[0]
@@ -128,7 +128,15 @@ def _in_the_plane(
     lines.set_clim(*sorted((float(t[0]), float(t[-1]))))
     axes.add_collection(lines)
     for k, color in ((0, style.BASE), (-1, style.DATA)):
-        axes.scatter(*x[k].T.numpy(), s=13, color=color, linewidths=0.4, edgecolors="white", zorder=3)
+        axes.scatter(
+            x[k, :, 0].numpy(),
+            x[k, :, 1].numpy(),
+            s=13,
+            color=color,
+            linewidths=0.4,
+            edgecolors="white",
+            zorder=3,
+        )
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     axes.set_aspect("equal")

@@ -98,7 +98,10 @@ def line_style(k: int) -> dict[str, Any]:
 
 
 def header(
-    figure: Figure, handles: Sequence[Any], names: Sequence[str], colors: Sequence[str] | None = None
+    figure: Figure,
+    handles: Sequence[Any],
+    names: Sequence[str],
+    colors: Sequence[str] | None = None,
 ) -> None:
     """What the colours mean, above all panels, each name in its colour."""
     entry = 0.62 + 0.085 * max(len(name) for name in names)  # inches, at this size of letters
