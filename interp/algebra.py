@@ -194,6 +194,32 @@ class Piecewise(Composite):
         return self._chosen(t, [ddf for _, _, ddf in self._seconds(t)])
 
 
+class Expanded(Composite):
+    """f, the same for every element of a shape."""
+
+    def __init__(self, f: Schedule, element: tuple[int, ...]) -> None:
+        super().__init__(f)
+        self.element = element
+
+    def _all(self, t: Tensor, value: Tensor) -> Tensor:
+        return self._wide(self.parts[0], t, value).expand(t.shape + self.element)
+
+    def _value(self, t: Tensor) -> Tensor:
+        return self._all(t, self.parts[0](t))
+
+    def _rule(self, t: Tensor) -> Jet:
+        value, slope, product = (self._all(t, v) for v in self.parts[0].jet(t))
+        return value, slope, product
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        return self._all(t, self.parts[0].second_derivative(t))
+
+
+def expanded(f: Schedule, element: tuple[int, ...]) -> Schedule:
+    """``f`` with values of shape t.shape + ``element``."""
+    return f if f.element == element else Expanded(f, element)
+
+
 class Warp(Composite):
     """A time change tau from [0, 1] into itself: exact at the ends, and never outside by rounding.
 

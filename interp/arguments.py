@@ -82,12 +82,28 @@ def check_rows(time: Tensor, x: Tensor) -> None:
         )
 
 
-def spread(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A float64 ``coefficient`` of leading axes, ready to multiply ``x``: cast here, and last."""
+def spread(coefficient: Tensor, x: Tensor, element: tuple[int, ...] = ()) -> Tensor:
+    """A float64 ``coefficient`` of leading axes, ready to multiply ``x``: cast here, and last.
+
+    ``element`` is the shape that its last axes have where it differs between x's elements.
+    """
     if coefficient.ndim == 0 and x.ndim and coefficient.device.type == "cpu":
         return coefficient  # torch takes it as a scalar: any device, and x keeps its dtype
-    shape = coefficient.shape + (1,) * (x.ndim - coefficient.ndim)
+    lead = coefficient.shape[: coefficient.ndim - len(element)]
+    shape = lead + (1,) * (x.ndim - coefficient.ndim) + element
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(shape)
+
+
+def check_element(time: Tensor, x: Tensor, element: tuple[int, ...]) -> None:
+    """Refuse an ``x`` whose axes after those of ``time`` do not end in ``element``."""
+    rest = x.shape[time.ndim :]
+    pairs = zip(reversed(element), reversed(rest), strict=False)
+    if len(element) > len(rest) or any(n not in (1, m) for n, m in pairs):
+        raise OptionError(
+            f"this path has one schedule for each element of shape {element}, and x of shape "
+            f"{tuple(x.shape)} at times of shape {tuple(time.shape)} has no such elements. Give x "
+            f"whose last axes are {element}."
+        )
 
 
 def require_floating(**tensors: Tensor) -> None:

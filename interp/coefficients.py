@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ _NEGLIGIBLE = 1e-12  # below this a coefficient at an end counts as zero
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The schedules of a path and their derivatives at t: float64, of t's shape.
+    """The schedules of a path and their derivatives at t: float64, of shape t.shape + element.
 
     A derivative may be infinite at an end; the products ``alpha_dalpha`` = alpha alpha' and so on
     are finite there, and ``sigma_dsigma`` = alpha alpha' + gamma gamma' is sigma sigma'.
@@ -33,9 +34,18 @@ class Coefficients:
     sigma_dsigma: Tensor
 
 
+def _common(values: Tensor) -> float:
+    """The number that all ``values`` are, or NaN."""
+    first = values.flatten()[0]
+    return first.item() if bool((values == first).all()) else math.nan
+
+
 @dataclass(frozen=True)
 class Boundary:
-    """What a path is at its ends, as seen when it was built."""
+    """What a path is at its ends, as seen when it was built.
+
+    Where schedules differ between elements, a value that is not the same for all is NaN.
+    """
 
     alpha0: float
     beta0: float
@@ -49,9 +59,9 @@ class Boundary:
     @classmethod
     def of(cls, k: Coefficients) -> Boundary:
         """The boundary of a path whose coefficients on a grid from 0 to 1 are ``k``."""
-        rates = torch.stack([k.dalpha, k.dbeta, k.dgamma]).isfinite().all(0)
-        (a0, a1), (b0, b1), (g0, g1) = (v[[0, -1]].tolist() for v in (k.alpha, k.beta, k.gamma))
-        return cls(a0, b0, g0, a1, b1, g1, bool(rates[0]), bool(rates[-1]))
+        rates = [torch.stack([d[i] for d in (k.dalpha, k.dbeta, k.dgamma)]) for i in (0, -1)]
+        ends = (_common(v[i]) for i in (0, -1) for v in (k.alpha, k.beta, k.gamma))
+        return cls(*ends, *(bool(rate.isfinite().all()) for rate in rates))  # type: ignore[arg-type]
 
     @property
     def starts_at_base(self) -> bool:

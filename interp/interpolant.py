@@ -5,34 +5,34 @@ I_t = alpha(t) x0 + beta(t) x1 + gamma(t) z,   z ~ N(0, 1),   sigma = sqrt(alpha
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import views
-from .arguments import Time, as_time, check_rows, require_same, spread
+from .arguments import Time, as_time, check_element, check_rows, require_same, spread
 from .base import IsotropicNormal
-from .coefficients import Boundary, Coefficients
-from .errors import (
-    OptionError,
-    ScheduleError,
-    TimeError,
-    Unsupported,
-)
-from .inverse import bisected
-from .scalar import EDGES, GRID, Scalar, Schedule, checked
+from .curve import Curve
+from .errors import OptionError, TimeError, Unsupported
+from .scalar import Scalar, Schedule
 
 if TYPE_CHECKING:
     from .terms import PathODE, PathSDE
 
 Model = Callable[..., Tensor]
 """model(t, x, **cond) -> tensor of x's shape."""
+Share = Tensor | float
+Transform = Callable[[Tensor], Tensor]
+Basis = tuple[Transform, Transform]
 
 
-class Interpolant:
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class Interpolant(Curve):
     """A path I_t = alpha x0 + beta x1 + gamma z from three functions of t.
 
     Args:
@@ -51,6 +51,9 @@ class Interpolant:
         monotone: whether log-SNR increases strictly from t = 0 to t = 1 (on a grid; within 1e-3 of
             an end it may stand still to rounding).
         reversed: whether the Gaussian base sits at t = 1.
+        element: E where a function differs between the elements of a state, and so returns
+            t.shape + E; () where all are functions of t alone. E broadcasts with x's last axes.
+        basis: the pair of transforms between which coefficients multiply states; see `in_basis`.
 
     Raises:
         ScheduleError: where a function is not elementwise, not float64 or not finite on [0, 1],
@@ -58,42 +61,7 @@ class Interpolant:
             sigma is not positive inside; names the function, t and the value.
     """
 
-    def __init__(
-        self,
-        alpha: Scalar | Schedule,
-        beta: Scalar | Schedule,
-        gamma: Scalar | Schedule | None = None,
-        gaussian_base: bool = True,
-        *,
-        config: Mapping[str, object] | None = None,
-        time_at_log_snr: Callable[[Tensor], Tensor] | None = None,
-        table: int | None = None,
-    ) -> None:
-        self.alpha = checked("alpha", alpha)
-        self.beta = checked("beta", beta)
-        self.gamma = None if gamma is None else checked("gamma", gamma)
-        self.gaussian_base = gaussian_base
-        self.config: dict[str, object] | None = None if config is None else dict(config)
-        self.table = table
-        self._time_at_log_snr = time_at_log_snr
-        with torch.no_grad():
-            k = self.coefficients(GRID)
-        if gaussian_base:
-            _check_positive("beta", k.beta)
-            _check_positive("alpha" if gamma is None else "sigma", k.sigma)
-        self.boundary = Boundary.of(k)
-        log_snr = 2 * (k.beta.log() - k.sigma.log())
-        self._vanishes = bool(log_snr.isnan().any())  # all of it, at an end: Foellmer's at t = 0
-        if self._vanishes:
-            log_snr = torch.where(log_snr.isnan(), _log_snr_limit(k), log_snr)
-        self.monotone = _rises(log_snr)
-        self.reversed = gaussian_base and bool((log_snr[0] > log_snr[-1]).any())
-
-    def __repr__(self) -> str:
-        if self.config is None:
-            return f"Interpolant(custom, gaussian_base={self.gaussian_base})"
-        options = ", ".join(f"{k}={reprlib.repr(v)}" for k, v in self.config.items() if k != "name")
-        return f"{self.config.get('name')}({options})"
+    basis: Basis | None = None
 
     # Points and rates
 
@@ -111,10 +79,8 @@ class Interpolant:
             OptionError: points that do not match, or a missing ``z``.
         """
         time = self._prepare(t, x0, x1, z)
-        point = spread(self.alpha(time), x0) * x0 + spread(self.beta(time), x1) * x1
-        if self.gamma is None or z is None:
-            return point
-        return point + spread(self.gamma(time), z) * z
+        gamma = 0.0 if self.gamma is None else self.gamma(time)
+        return self.combine((self.alpha(time), self.beta(time), gamma), (x0, x1, z))
 
     def rate(self, t: Time, x0: Tensor, x1: Tensor, z: Tensor | None = None) -> Tensor:
         """dI_t/dt = alpha' x0 + beta' x1 + gamma' z; arguments and errors as in `at`.
@@ -125,11 +91,34 @@ class Interpolant:
         time = self._prepare(t, x0, x1, z)
         if not self.boundary.finite_rate:
             self._require_finite_rate(time)
-        rate = spread(self.alpha.derivative(time), x0) * x0
-        rate = rate + spread(self.beta.derivative(time), x1) * x1
-        if self.gamma is None or z is None:
-            return rate
-        return rate + spread(self.gamma.derivative(time), z) * z
+        gamma = 0.0 if self.gamma is None else self.gamma.derivative(time)
+        slopes = self.alpha.derivative(time), self.beta.derivative(time), gamma
+        return self.combine(slopes, (x0, x1, z))
+
+    def combine(self, shares: Sequence[Share], states: Sequence[Tensor | None]) -> Tensor:
+        """sum_i c_i x_i: the one place where coefficients meet states.
+
+        Args:
+            shares: coefficients of this path or functions of them, float64, of shape
+                t.shape + `element`; a plain number is 0 or 1.
+            states: tensors like x; None where there is none.
+        """
+        into, out = self.basis or (_same, _same)
+        total: Tensor | None = None
+        for share, x in zip(shares, states, strict=True):
+            if x is None or (isinstance(share, float) and share == 0):
+                continue
+            x = into(x)
+            factor = None if isinstance(share, float) else spread(share, x, self.element)
+            if total is None:
+                total = x if factor is None else factor * x
+            elif factor is None or factor.ndim == 0:
+                total = total + (x if factor is None else factor * x)
+            else:
+                total = torch.addcmul(total, factor, x)
+        if total is None:
+            raise OptionError("every share is 0 or without a state. Give one that is not.")
+        return out(total)
 
     def _prepare(self, t: Time, x0: Tensor, x1: Tensor, z: Tensor | None) -> Tensor:
         if self.gamma is not None and z is None:
@@ -138,8 +127,14 @@ class Interpolant:
                 "Draw z = torch.randn_like(x0) and give it to at and rate alike."
             )
         require_same(x0=x0, x1=x1, **({} if z is None else {"z": z}))
+        return self._time_of(t, x0)
+
+    def _time_of(self, t: Time, x: Tensor) -> Tensor:
+        """``t`` as a time of the rows of ``x``."""
         time = as_time(t)
-        check_rows(time, x0)
+        check_rows(time, x)
+        if self.element:
+            check_element(time, x, self.element)
         return time
 
     def _require_finite_rate(self, time: Tensor) -> None:
@@ -150,84 +145,6 @@ class Interpolant:
                     f"dI/dt is infinite at t = {end:g}, where a schedule of this path has a "
                     "vertical tangent. Draw t strictly inside (0, 1)."
                 )
-
-    # Functions of time
-
-    def coefficients(self, t: Time) -> Coefficients:
-        """alpha, beta, gamma, sigma and their derivatives at ``t``, in float64, of t's shape.
-
-        Raises:
-            TimeError: t outside [0, 1] or NaN.
-        """
-        t = as_time(t)
-        a, da, a_da = self.alpha.jet(t)
-        b, db, b_db = self.beta.jet(t)
-        if self.gamma is None:
-            g = dg = g_dg = torch.zeros_like(t)
-        else:
-            g, dg, g_dg = self.gamma.jet(t)
-        if self.gamma is None and self.gaussian_base:  # alpha > 0 was checked: it is sigma
-            return Coefficients(t, a, b, g, da, db, dg, a, da, a_da, b_db, g_dg, a_da)
-        sigma, s_ds = torch.hypot(a, g), a_da + g_dg
-        # Where sigma reaches 0 it does so at an end, falling to t = 1 or rising from t = 0.
-        slope = torch.hypot(da, dg) * torch.where(t < 0.5, 1.0, -1.0)
-        dsigma = torch.where(sigma > 0, s_ds / sigma, slope)
-        return Coefficients(t, a, b, g, da, db, dg, sigma, dsigma, a_da, b_db, g_dg, s_ds)
-
-    def _beta_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alpha(t)
-        if self.gamma is not None:
-            return self.beta(t), torch.hypot(alpha, self.gamma(t))
-        return self.beta(t), alpha if self.gaussian_base else alpha.abs()
-
-    def log_snr(self, t: Time) -> Tensor:
-        """2 (log beta - log sigma), float64; -inf where beta is 0 and +inf where sigma is."""
-        beta, sigma = self._beta_sigma(time := as_time(t))
-        lam = 2 * (beta.log() - sigma.log())
-        if self._vanishes:
-            lam = torch.where(lam.isnan(), _log_snr_limit(self.coefficients(time)), lam)
-        return lam
-
-    def noise_scale(self, t: Time) -> Tensor:
-        """sigma / beta, float64: relative to it exact to rounding at both ends; inf at beta = 0."""
-        beta, sigma = self._beta_sigma(time := as_time(t))
-        ratio = sigma / beta
-        if self._vanishes:
-            limit = torch.exp(-0.5 * _log_snr_limit(self.coefficients(time)))
-            ratio = torch.where(ratio.isnan(), limit, ratio)
-        return ratio
-
-    @torch.no_grad()
-    def time_at_log_snr(self, lam: float | Tensor) -> Tensor:
-        """The t at which log-SNR is ``lam``: closed form where there is one, else bisection.
-
-        Args:
-            lam: log-SNR, of any shape; -inf and +inf are the ends where these are attained.
-
-        Raises:
-            ScheduleError: a path whose log-SNR does not increase.
-            OptionError: NaN or a value outside the path's range.
-        """
-        if not self.monotone:
-            raise ScheduleError(
-                "log-SNR does not increase on this path, so it has no inverse. "
-                "Use a path with `path.monotone`."
-            )
-        lam = torch.as_tensor(lam, dtype=torch.float64)
-        low, high = self.log_snr(0.0).to(lam.device), self.log_snr(1.0).to(lam.device)
-        outside = ~((lam >= low) & (lam <= high))
-        if outside.any():
-            raise OptionError(
-                f"log-SNR {lam[outside][0].item() if lam.ndim else lam.item():g} is not on this "
-                f"path, where it runs from {low.item():g} to {high.item():g}. Stay in that range."
-            )
-        t = (
-            bisected(self.log_snr, lam)
-            if self._time_at_log_snr is None
-            else self._time_at_log_snr(lam)
-        )
-        # lam lies in the range: what is outside [0, 1] here is rounding.
-        return torch.where(lam == low, 0.0, torch.where(lam == high, 1.0, t.clamp(0.0, 1.0)))
 
     # Views
 
@@ -253,8 +170,7 @@ class Interpolant:
             TimeError, OptionError: as in `at`.
         """
         require_same(x=x, value=value)
-        time = as_time(t)
-        check_rows(time, x)
+        time = self._time_of(t, x)
         views.check(source)
         views.check(target)
         if source == target:
@@ -264,8 +180,7 @@ class Interpolant:
             p, q = views.weights(k, source, target)
         else:
             p, q = views.two_sided(k, source, target, latent=self.gamma is not None)
-        converted = spread(q, value) * value
-        return converted if p is None else converted + spread(p, x) * x
+        return self.combine((q, 0.0 if p is None else p), (value, x))
 
     # The base
 
@@ -276,6 +191,17 @@ class Interpolant:
         Raises:
             Unsupported: a path whose base is not Gaussian, or sits at t = 1.
         """
+        self._require_base()
+        sigma = self.sigma(0.0)
+        if self.element and not bool((sigma == sigma.flatten()[0]).all()):
+            raise Unsupported(
+                f"sigma(0) differs between the elements of this path, from {sigma.min().item():g} to "
+                f"{sigma.max().item():g}, so that its base is not one N(0, sigma^2). Draw N(0, 1) and "
+                "multiply by path.sigma(0)."
+            )
+        return IsotropicNormal(sigma.flatten()[0].item())
+
+    def _require_base(self) -> None:
         if self.reversed:
             raise Unsupported(
                 "the Gaussian base of this path sits at t = 1, and at t = 0 there are the data. Start "
@@ -286,7 +212,6 @@ class Interpolant:
                 "this path was built with gaussian_base=False, so its base is whatever x0 is drawn "
                 "from. Give that law, or samples of it, where a base is asked for."
             )
-        return IsotropicNormal(self._beta_sigma(as_time(0.0))[1].item())
 
     def prior_gap(self, mean: float | Tensor, std: float | Tensor) -> float | Tensor:
         """KL(N(beta m, beta^2 s^2 + sigma^2) || N(0, sigma^2)) at t = 0, in nats per dimension.
@@ -300,9 +225,14 @@ class Interpolant:
         m, s = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, std))
         if not (s >= 0).all():
             raise OptionError(f"std is {std}. Give a standard deviation, zero or more.")
-        leak = (self.boundary.beta0 / self.base.scale) ** 2
+        self._require_base()
+        leak = self.noise_scale(0.0) ** -2
         gap = 0.5 * (leak * (m * m + s * s) - torch.log1p(leak * s * s))
-        return gap if isinstance(mean, Tensor) or isinstance(std, Tensor) else gap.item()
+        return (
+            gap
+            if isinstance(mean, Tensor) or isinstance(std, Tensor) or self.element
+            else gap.item()
+        )
 
     # Other paths
 
@@ -349,6 +279,25 @@ class Interpolant:
 
         return reverse(self)
 
+    def in_basis(self, forward: Transform, inverse: Transform) -> Interpolant:
+        """The path whose coefficients multiply the states in another orthonormal basis.
+
+        I_t = V^T (alpha V x0 + beta V x1 + gamma V z), one schedule a basis vector: with V a cosine
+        transform, one a frequency (blurring diffusion: Hoogeboom, Salimans 2022, 2209.05557).
+        Schedules that are the same for all elements are the same in every basis.
+
+        Args:
+            forward: V, linear and orthonormal, on the last axes of a tensor of any leading axes, in
+                the dtype that comes.
+            inverse: V^T.
+
+        Raises:
+            OptionError: a pair that does not invert, or does not keep lengths.
+        """
+        from .transforms import in_basis
+
+        return in_basis(self, forward, inverse)
+
     # Terms
 
     def ode(
@@ -372,32 +321,3 @@ class Interpolant:
         from .terms import PathSDE
 
         return PathSDE(self, model, view=view, time=time, diffusion=diffusion, score=score)
-
-
-def _log_snr_limit(k: Coefficients) -> Tensor:
-    """Log-SNR where beta and sigma are both 0: the ratio of how fast their squares grow."""
-    return k.beta_dbeta.abs().log() - k.sigma_dsigma.abs().log()
-
-
-def _rises(log_snr: Tensor) -> bool:
-    """Whether log-SNR on the grid rises; by the ends it may stand still to rounding."""
-    steps = log_snr.diff(dim=0)
-    stands = (steps == 0) | steps.isnan()  # two infinities of one sign
-    stands[EDGES:-EDGES] = False
-    return bool(((steps > 0) | stands).all())
-
-
-def _check_positive(name: str, values: Tensor) -> None:
-    """Refuse what is not positive inside; by the ends it may round to 0."""
-    inside = values[1:-1]
-    good = inside > 0
-    for edge in (slice(EDGES), slice(-EDGES, None)):
-        good[edge] |= inside[edge] == 0
-    bad = (~good).nonzero()
-    if len(bad):
-        worst = tuple(bad[0])
-        raise ScheduleError(
-            f"{name}({GRID[1 + bad[0, 0]].item():.9g}) is {inside[worst].item():g}, and with a "
-            "Gaussian base it must be positive inside (0, 1). Change its sign (x0 is symmetric), "
-            "or build the path with gaussian_base=False."
-        )

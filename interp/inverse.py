@@ -22,3 +22,21 @@ def bisected(rising: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         below = rising(middle.view(torch.float64)) <= value
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return low.view(torch.float64)
+
+
+def followed(rising: Callable[[Tensor], Tensor], t: Tensor, value: Tensor) -> Tensor:
+    """``t``, at which ``rising`` is ``value``, with the derivative of the inverse.
+
+    By the implicit function theorem dt = (d value - d rising) / rising', where d rising is by
+    whatever else it depends on, such as the weights of a learned schedule. None at the ends, where
+    value is infinite.
+    """
+    inside = value.isfinite()
+    somewhere = torch.where(inside, t, 0.5).detach().requires_grad_()
+    gap = torch.where(inside, value, 0.0) - torch.where(inside, rising(somewhere.detach()), 0.0)
+    if not gap.requires_grad:
+        return t
+    with torch.enable_grad():
+        found = rising(somewhere)
+        (slope,) = torch.autograd.grad(found, somewhere, torch.ones_like(found))
+    return t + (gap - gap.detach()) / slope

@@ -155,7 +155,8 @@ class Regression(nn.Module):
         self, k: Coefficients, x0: Tensor, x1: Tensor, z: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ends = (x0, x1, z)
-        return _combine((k.alpha, k.beta, k.gamma), ends), _combine(self._shares(k), ends)
+        combine = self.path.combine
+        return combine((k.alpha, k.beta, k.gamma), ends), combine(self._shares(k), ends)
 
     def _squared(
         self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None,
@@ -236,24 +237,6 @@ class Regression(nn.Module):
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _combine(shares: tuple[_Share, _Share, _Share], ends: tuple[Tensor | None, ...]) -> Tensor:
-    """The sum of share times end; a share that is a number is 0 or 1."""
-    total: Tensor | None = None
-    for share, x in zip(shares, ends, strict=True):
-        if x is None or (isinstance(share, float) and share == 0):
-            continue
-        if isinstance(share, float):
-            total = x if total is None else total + x
-            continue
-        factor = spread(share, x)
-        if total is None:
-            total = factor * x
-        else:  # one pass over the elements where there is a factor a row
-            total = torch.addcmul(total, factor, x) if factor.ndim else total + factor * x
-    assert total is not None  # every view takes something
-    return total
 
 
 def _weighted(w: Tensor | None, squared: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .algebra import REVERSED, Chain, Product, Warp, constant
-from .errors import ScheduleError, Unsupported
-from .interpolant import Interpolant
+from .errors import OptionError, ScheduleError, Unsupported
+from .interpolant import Interpolant, Transform
 from .scalar import GRID, Scalar, Schedule, checked
 
 Change = Callable[[Schedule], Schedule]
@@ -53,13 +54,41 @@ def rescale(path: Interpolant, c: float | Scalar | Schedule) -> Interpolant:
         )
     if path.config is None:
         config = None
-    return _changed(path, lambda f: Product(factor, f), config, path._time_at_log_snr)
+    made = _changed(path, lambda f: Product(factor, f), config, path._time_at_log_snr)
+    made.table = path.table
+    return made
 
 
 def reverse(path: Interpolant) -> Interpolant:
     """The path I_(1 - t): see `Interpolant.reverse`."""
     config = None if path.config is None else {"name": "reverse", "path": path.config}
     return _changed(path, lambda f: Chain(f, REVERSED), config, None)
+
+
+def in_basis(path: Interpolant, forward: Transform, inverse: Transform) -> Interpolant:
+    """The path with its coefficients in another basis: see `Interpolant.in_basis`."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn((2, *path.element), dtype=torch.float64, generator=generator)
+    there = forward(probe)
+    back, lengths = inverse(there), (there.square().sum(), probe.square().sum())
+    if there.dtype != probe.dtype or back.shape != probe.shape:
+        raise OptionError(
+            f"the transforms of a basis took {probe.dtype} of shape {tuple(probe.shape)} to "
+            f"{there.dtype} and back to shape {tuple(back.shape)}. Keep dtype and shape."
+        )
+    if not torch.allclose(back, probe, rtol=0, atol=1e-9):
+        raise OptionError(
+            f"inverse(forward(x)) misses x by {(back - probe).abs().max().item():g}. Give a transform "
+            "and its inverse."
+        )
+    if not torch.isclose(*lengths, rtol=1e-9):
+        raise OptionError(
+            f"forward changes |x|^2 from {lengths[1].item():g} to {lengths[0].item():g}, so that "
+            'noise would not stay N(0, 1). Give an orthonormal transform, e.g. norm="ortho".'
+        )
+    made = copy.copy(path)
+    made.config, made.basis = None, (forward, inverse)
+    return made
 
 
 def as_warp(tau: Scalar | Schedule, inverse: Callable[[Tensor], Tensor] | None = None) -> Warp:
@@ -113,7 +142,7 @@ def _changed(
     time_at_log_snr: Callable[[Tensor], Tensor] | None,
 ) -> Interpolant:
     """The path whose three functions are those of ``path``, changed."""
-    return Interpolant(
+    made = Interpolant(
         change(path.alpha),
         change(path.beta),
         None if path.gamma is None else change(path.gamma),
@@ -121,3 +150,5 @@ def _changed(
         config=config,
         time_at_log_snr=time_at_log_snr,
     )
+    made.basis = path.basis
+    return made

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from .coefficients import Coefficients
 from .errors import UndeterminedView, UnknownName
+from .scalar import widened
 
 VIEWS = (
     "velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction",
@@ -88,12 +89,12 @@ def weights(
         UndeterminedView: where the source at these times does not tell the target.
     """
     if source == target:
-        return None, torch.ones_like(k.t)
+        return None, torch.ones_like(k.beta)
     if source in _SCORES and target in _SCORES:
-        return None, -torch.ones_like(k.t)
+        return None, -torch.ones_like(k.beta)
     if source in NOISE_LIKE and target in NOISE_LIKE:
         s, T = _row(source, k, None), _row(target, k, None)
-        q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.t.shape)
+        q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.beta.shape)
         if not q.isfinite().all():
             raise _undetermined(k, source, target, ~q.isfinite(), scale)
         return None, q
@@ -169,8 +170,8 @@ _SILENT = {
 def _undetermined(
     k: Coefficients, source: str, target: str, where: Tensor, scale: str
 ) -> UndeterminedView:
-    where = where.expand(k.t.shape)
-    numbers = (k.t, k.beta, k.sigma, k.dbeta + k.dsigma)
+    where = where.expand(k.beta.shape)
+    numbers = (widened(k.t, k.beta).expand(k.beta.shape), k.beta, k.sigma, k.dbeta + k.dsigma)
     t, beta, sigma, slope = (v[where][0].item() if v.ndim else v.item() for v in numbers)
     if sigma != 0 and not math.isfinite(slope):
         missing = "a schedule has a vertical tangent there"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..arguments import Time, as_time, check_rows, require_floating
 from ..coefficients import Coefficients
-from ..errors import OptionError, TimeError
+from ..errors import OptionError, TimeError, Unsupported
 from ..interpolant import Interpolant
 from .covariances import Components, Covariances, Shares, column, of_pairs, pair, symmetric
 
@@ -233,7 +233,13 @@ def row_coefficients(path: Interpolant, t: Time, x: Tensor, device: torch.device
 
     Raises:
         TimeError: other times.
+        Unsupported: a path with one schedule an element.
     """
+    if path.element:
+        raise Unsupported(
+            f"there is no closed form for a path with one schedule an element, of shape "
+            f"{path.element}. Use a path that is one function of t."
+        )
     time = as_time(t)
     check_rows(time, x)
     if time.ndim > 1:

@@ -188,11 +188,8 @@ def _before_clean_data(term: PathODE, start: float, request: Request) -> float:
     it is a hundredth of the tolerance where the data vary on the scale 1.
     """
     small = 0.1 * (request.atol + request.rtol) ** 0.5
-    scale = host(small)
-    begin = float(term.path.noise_scale(start))
-    if begin <= small:
-        return start
-    return float(term.path.time_at_log_snr(-2 * scale.log()))
+    begin = float(term.path.noise_scale(start).max())
+    return start if begin <= small else term.almost_clean(small)
 
 
 def _plan_sde(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:

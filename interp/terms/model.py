@@ -114,7 +114,7 @@ def check_times(t0: float, t1: float) -> None:
 
 def check_start(path: Interpolant, view: str, t: float) -> None:
     """Refuse noise-like views where beta vanishes."""
-    if view in views.NOISE_LIKE and float(path.beta(host(t))) <= 0:
+    if view in views.NOISE_LIKE and float(path.beta(host(t)).min()) <= 0:
         raise TimeError(
             f"a model of the {view} says nothing of the data at t = {t:g}, where beta is 0. The first "
             "usable t is any above it: start from N(0, sigma(t)^2) there, e.g. t=(0.001, 1.0)."
@@ -131,6 +131,11 @@ class PathTerm:
         _check_view(path, view)
         check_own_view(model, view)
         check_time_name(time)
+        if path.element and time in ("sigma", "log_snr"):
+            raise OptionError(
+                f"{time} differs between the elements of this path, so a model cannot be told one. "
+                'Tell it "t" or "noise".'
+            )
         self.path, self.model, self.view, self.time = path, model, view, time
 
     def call(self, t: Tensor, x: Tensor, cond: Cond) -> Tensor:

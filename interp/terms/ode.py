@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import views
 from ..arguments import host, spread
 from ..errors import TimeError
+from ..inverse import bisected
 from .coordinates import AngleClock, Coordinates, DataClock, NoiseClock
 from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times
 
@@ -49,7 +50,7 @@ class PathODE(PathTerm):
     @property
     def coordinates(self) -> Coordinates | None:
         """Where the view is regular; None for (x, t) itself."""
-        if self.view == "velocity":
+        if self.view == "velocity" or not self.path.invertible:
             return None
         if self.view == "v_prediction":
             return AngleClock(self.path)
@@ -62,23 +63,35 @@ class PathODE(PathTerm):
             TimeError: outside [0, 1], or a start where the view is silent.
         """
         check_times(t0, t1)
-        check_start(self.path, self.view, min(t0, t1))
+        check_start(self.path, self.view, (max if self.path.reversed else min)(t0, t1))
         late = self.path.coefficients(host(max(t0, t1)))
-        if self.view == "base" and self.path.gamma is not None and late.alpha <= NEGLIGIBLE:
+        if self.view == "base" and self.path.gamma is not None and late.alpha.min() <= NEGLIGIBLE:
             raise TimeError(
                 f"a model of the base says nothing of the noise at t = {max(t0, t1):g}, where alpha is "
                 "0 and x0 has left x. Stay below it, e.g. t=(0.001, 0.999)."
             )
-        if self.view == "data" and t1 < t0 and self.clean(t0):
+        if self.view == "data" and self.clean(t0):
+            inside = 0.999 if t0 > t1 else 0.001
             raise TimeError(
                 f"a model of the data says nothing of the noise at t = {t0:g}, where sigma is 0. "
-                "Start a little below it, e.g. t=(0.999, 0.0)."
+                f"Start a little away from it, e.g. t=({inside}, {t1})."
             )
 
     def clean(self, t: float) -> bool:
         """Whether sigma vanishes at t."""
         sigma = self.path.coefficients(host(t)).sigma
-        return float(sigma) <= NEGLIGIBLE
+        return float(sigma.min()) <= NEGLIGIBLE
+
+    def almost_clean(self, noise: float) -> float:
+        """The last t of a run to clean data at which some element has sigma / beta = noise."""
+        path = self.path.reverse() if self.path.reversed else self.path
+        lam = -2 * host(noise).log()
+        if path.element:
+            axes = tuple(range(-len(path.element), 0))
+            t = bisected(lambda t: path.log_snr(t).amin(axes), lam)
+        else:
+            t = path.time_at_log_snr(lam)
+        return 1 - float(t) if self.path.reversed else float(t)
 
     def bind(self, cond: Cond) -> Field:
         """The velocity as a function of (t, x)."""
@@ -112,4 +125,4 @@ class PathODE(PathTerm):
         """
         k, k_r = self.path.coefficients(t), self.path.coefficients(r)
         kept = k_r.sigma / k.sigma
-        return spread(kept, x) * x + spread(k_r.beta - k.beta * kept, x) * data
+        return self.path.combine((kept, k_r.beta - k.beta * kept), (x, data))

@@ -94,6 +94,11 @@ class PathSDE(PathTerm):
                 "the velocity alone does not determine the score of a path whose base is not Gaussian."
                 ' Give score=a model of it, or view=("velocity", "score") with a model of both.'
             )
+        if path.element and diffusion == "reverse":
+            raise Unsupported(
+                f"the G of this path differs between its elements, of shape {path.element}, and an SDE "
+                "takes one eps. Give a number or a function of t."
+            )
         if score is not None and (self.pair or view != "velocity"):
             raise OptionError(
                 f"view={view!r} and a score of its own contradict each other. With score=, the model "
@@ -132,7 +137,7 @@ class PathSDE(PathTerm):
     @property
     def exponential(self) -> bool:
         """Whether steps are exact for a constant data estimate."""
-        return self.score is None and not self.pair
+        return self.score is None and not self.pair and not self.path.element
 
     def check(self, t0: float, t1: float) -> None:
         """Refuse an interval on which the view does not tell the drift.
@@ -141,8 +146,9 @@ class PathSDE(PathTerm):
             TimeError: outside [0, 1], or a start where the view is silent.
         """
         check_times(t0, t1)
-        if self.exponential:
+        if self.score is None and not self.pair:
             check_start(self.path, self.view, min(t0, t1))
+        if self.exponential:
             at = host(t0)
             if float(self.path.coefficients(at).sigma) <= NEGLIGIBLE:
                 raise TimeError(
@@ -186,8 +192,11 @@ class PathSDE(PathTerm):
 
         def drift(t: Tensor, x: Tensor) -> Tensor:
             t = t.double()
-            if self.score is None:
+            if self.pair:
                 v, s = self._both(t, x, cond)
+            elif self.score is None:
+                value = self.call(t, x, cond)
+                v, s = (self.path.convert(value, self.view, w, x, t) for w in ("velocity", "score"))
             else:
                 v = self.call(t, x, cond)
                 s = like(self.score(t.to(x.dtype), x, **cond), x, "the score")
