@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors, exact, losses, noise, plot, schedules, times
+    from . import couplings, errors, exact, losses, noise, plot, schedules, times
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
@@ -39,11 +39,12 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "errors", "exact", "families", "losses", "noise", "plot", "schedules", "testing", "times",
+    "couplings", "errors", "exact", "families", "losses", "noise", "plot", "schedules", "testing",
+    "times",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "schedules", "Interpolant", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
+    "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
     "precondition", "exact", "losses", "times", "train", "plot", "noise", "errors",
 ]  # fmt: skip
 

@@ -72,9 +72,9 @@ class Train(Common):
         import torch
 
         from . import families
+        from .seeds import derive
         from .training import data, train
         from .training.run import exists
-        from .training.seeds import derive
 
         images = data.load(self.data, self.data_root)
         options = _offered(families.load(self.family), images) | _parsed(self.set)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from ..errors import DataError, OptionError
 from ..families import Batch
-from .seeds import derive, generator
+from ..seeds import derive, generator
 
 Data = Tensor | Mapping[str, Tensor] | Dataset[Any] | DataLoader[Any]
 

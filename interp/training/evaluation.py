@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import Unsupported
 from ..families import Family
 from ..likelihood import bits_per_dim, dequantise
-from .seeds import derive, generator
+from ..seeds import derive, generator
 
 
 @dataclass(frozen=True)

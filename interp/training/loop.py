@@ -14,12 +14,12 @@ from torch import Tensor
 from ..errors import OptionError
 from ..families import Batch, Family
 from ..noise import check_seed
+from ..seeds import derive, generator
 from . import pictures
 from .batches import Data, batches, check_tensors
 from .checkpoint import SCHEMA
 from .progress import Bar
 from .run import Run, versions
-from .seeds import derive, generator
 from .state import State
 
 

@@ -15,7 +15,6 @@ from .. import noise, plot
 from ..families import Family
 from ..files import write_bytes
 from .run import read_metrics
-from .seeds import derive
 
 
 def sample(
