@@ -88,7 +88,7 @@ def balanced(cost: Tensor, reg: float, option: str, value: float, power: float =
     except NotConverged as error:
         factor: float = (error.usable / reg) ** (1.0 / power)
         raise OptionError(
-            f"{option}={value:g} is too small for these costs (mean {cost.mean().item():.3g}): the "
-            f"plan's marginals are still off by {100 * error.error:.2g} %. Give {option}="
-            f"{value * factor:.3g} or more, or use optimal_transport(reg=None), the exact plan."
+            f"{option}={value:g} is too small for these costs (mean {cost.mean().item():.3g}): "
+            f"{error.why}. Give {option}={value * factor:.3g} or more, or take "
+            "optimal_transport(reg=None), the exact plan."
         ) from error

@@ -293,7 +293,8 @@ class SemiDiscrete(Coupling):
                 f"row {row} has the label {labels[row].tolist()}, which no data have. Give labels of "
                 "the data set."
             )
-        return same.int().argmax(1).to(self.data.device)
+        group: Tensor = same.int().argmax(1).to(self.data.device)
+        return group
 
     # To and from a checkpoint
 

@@ -22,15 +22,16 @@ TOLERANCE = 1e-3
 """The largest mean relative error of a marginal; a batch of n draws shows 1 / sqrt(n)."""
 
 _ITERATIONS = 2000
+_DIGITS = 2.0**-40  # of the largest cost: below, rounding moves the plan by more than TOLERANCE
 _ABSORB = 100.0  # of a logarithm: far from the 745 at which exp underflows
 
 
 class NotConverged(Exception):
-    """The scaling did not settle; ``usable`` is the smallest reg on the way at which it did."""
+    """The scaling did not settle, and why; ``usable`` is a reg at which it does."""
 
-    def __init__(self, error: float, usable: float) -> None:
-        super().__init__(error, usable)
-        self.error, self.usable = error, usable
+    def __init__(self, why: str, usable: float) -> None:
+        super().__init__(why, usable)
+        self.why, self.usable = why, usable
 
 
 def log_plan(cost: Tensor, reg: float, tau: tuple[float, float] = (math.inf, math.inf)) -> Tensor:
@@ -43,12 +44,15 @@ def log_plan(cost: Tensor, reg: float, tau: tuple[float, float] = (math.inf, mat
     f, g = cost.new_zeros(len(cost)), cost.new_zeros(len(cost))
     f = _exact_update(cost, g, max(spread, reg), tau[0])
     levels = max(0, math.ceil(math.log2(spread / reg))) if spread > reg else 0
+    if reg < _DIGITS * cost.abs().max().item():
+        raise NotConverged("costs over reg have no digits left in float64", spread / 100.0)
     usable = math.inf
     for level in range(levels, -1, -1):
         now = reg * 2.0**level
         f, g, error = _scale(cost, f, g, now, tau)
         if not error < TOLERANCE:
-            raise NotConverged(error, usable)
+            share = min(100.0, 100.0 * error)
+            raise NotConverged(f"the plan still moves by {share:.2g} % a sweep", usable)
         usable = now
     return (f[:, None] + g - cost) / reg - 2 * math.log(len(cost))
 
@@ -58,31 +62,32 @@ def _scale(
 ) -> tuple[Tensor, Tensor, float]:
     """The potentials at ``reg``, from those at another; and the error of the rows' marginal."""
     keep0, keep1 = (1.0 / (1.0 + reg / end) for end in tau)  # tau / (tau + reg), also for inf
-    error = math.inf
-    kernel = None
-    for _ in range(_ITERATIONS):
+    error, kernel = math.inf, None
+    u, v = torch.zeros_like(f), torch.zeros_like(g)
+    for sweep in range(_ITERATIONS):
         if kernel is None:
-            kernel = torch.exp((f[:, None] + g - cost) / reg) / len(cost)
+            f, g = f + reg * u, g + reg * v
             u, v = torch.zeros_like(f), torch.zeros_like(g)
-        sums = kernel.mv(v.exp())
-        new = (keep0 - 1.0) / reg * f - keep0 * sums.log()
+            kernel = torch.exp((f[:, None] + g - cost) / reg) / len(cost)
+        new = (keep0 - 1.0) / reg * f - keep0 * kernel.mv(v.exp()).log()
         error = torch.expm1(u - new).abs().mean().item()
-        if error < TOLERANCE:
+        if sweep and error < TOLERANCE:  # g was set after f, and f has nothing to add
             break
+        v = (keep1 - 1.0) / reg * g - keep1 * kernel.T.mv(new.exp()).log()
         u = new
-        sums = kernel.T.mv(u.exp())
-        v = (keep1 - 1.0) / reg * g - keep1 * sums.log()
         if tau[0] < math.inf and tau[1] < math.inf:
             shift = _translation(f + reg * u, g + reg * v, tau) / reg
             u, v = u + shift, v - shift
         largest = max(u.abs().max().item(), v.abs().max().item())
-        if not largest < _ABSORB:
-            kernel = None
-            if math.isfinite(largest):
-                f, g = f + reg * u, g + reg * v
-            else:  # a row or column of the kernel is all zeros: two updates in the log domain
-                f = _exact_update(cost, g, reg, tau[0])
-                g = _exact_update(cost.T, f, reg, tau[1])
+        if largest < _ABSORB:
+            continue
+        kernel = None
+        if not math.isfinite(largest):  # a row or column of zeros: update in the log domain
+            u = (_exact_update(cost, g, reg, tau[0]) - f) / reg
+            v = (_exact_update(cost.T, f + reg * u, reg, tau[1]) - g) / reg
+            error = torch.expm1(u).abs().mean().item()
+            if sweep and error < TOLERANCE:
+                break
     return f + reg * u, g + reg * v, error
 
 

@@ -82,8 +82,8 @@ class Unbalanced(BatchCoupling):
             plan = log_plan(cost, reg, (tau[0], tau[1]))
         except NotConverged as error:
             raise OptionError(
-                f"reg={reg:g} is too small for these costs (mean {mean:.3g}): the plan still moves "
-                f"by {100 * error.error:.2g} %. Give reg={error.usable:.3g} or more."
+                f"reg={reg:g} is too small for these costs (mean {mean:.3g}) and this tau: "
+                f"{error.why}. Give reg={error.usable:.3g} or more."
             ) from error
         mass = torch.logsumexp(plan.flatten(), 0).item()
         if math.exp(mass) == 0.0:
