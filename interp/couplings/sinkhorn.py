@@ -44,8 +44,10 @@ def log_plan(cost: Tensor, reg: float, tau: tuple[float, float] = (math.inf, mat
     f, g = cost.new_zeros(len(cost)), cost.new_zeros(len(cost))
     f = _exact_update(cost, g, max(spread, reg), tau[0])
     levels = max(0, math.ceil(math.log2(spread / reg))) if spread > reg else 0
-    if reg < _DIGITS * cost.abs().max().item():
-        raise NotConverged("costs over reg have no digits left in float64", spread / 100.0)
+    least = _DIGITS * cost.abs().max().item()
+    if reg < least:
+        why = "costs over reg have no digits left in float64"
+        raise NotConverged(why, max(spread / 100.0, 2.0 * least))
     usable = math.inf
     for level in range(levels, -1, -1):
         now = reg * 2.0**level

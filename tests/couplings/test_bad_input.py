@@ -117,8 +117,8 @@ def test_costs_that_make_no_sense_are_refused(cost, message, reg):
         (lambda: couplings.partial(1.5), r"mass=1\.5"),
         (lambda: couplings.conditional(weight=0), "weight=0"),
         (lambda: couplings.conditional("conditional"), "conditional cannot be made conditional"),
-        (lambda: couplings.from_config({"reg": 1.0}), "with a name"),
-        (lambda: couplings.from_config(3), "is no coupling, name or mapping"),
+        (lambda: couplings.from_config({"reg": 1.0}), "the coupling is .*Give a name"),
+        (lambda: couplings.from_config(3), "the coupling is 3. Give a name"),
         (lambda: couplings.from_config("semi_discrete"), "data set, which a config cannot hold"),
     ],
 )
