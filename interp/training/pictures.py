@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import noise, plot
 from ..families import Family
 from ..files import write_bytes
+from ..seeds import derive
 from .run import read_metrics
 
 
