@@ -12,12 +12,13 @@ from ..errors import OptionError
 from ..scalar import Schedule
 
 
-class _Nodes(NamedTuple):
-    """Times, log-SNR and slopes of the finite nodes, rising."""
+class _Cells(NamedTuple):
+    """The finite nodes, rising: where each cell begins in t and y, and its numbers."""
 
     t: Tensor
     y: Tensor
-    d: Tensor
+    #: (cells, 8): t and y at its beginning, width w, rise h, D = h / w, both slopes, their sum - 2 D.
+    numbers: Tensor
 
 
 class Curve:
@@ -61,7 +62,7 @@ class Curve:
         self.first_slope = math.exp(0.5 * self.low) / self.begin if self.starts_pure else math.inf
         if len(t) == 1:  # no cell between nodes: one beyond, of which only the beginning is read
             t, y = torch.cat([t, t + 1]), torch.cat([y, y + 1])
-        self._nodes = {torch.device("cpu"): _Nodes(t, y, _slopes(t, y))}
+        self._cells = {torch.device("cpu"): _cells(t, y)}
 
     def in_last_cell(self, t: Tensor) -> Tensor:
         """Whether t is on the last cell, its node k = 0 included."""
@@ -73,18 +74,25 @@ class Curve:
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log-SNR at t."""
-        value = self._spline(t)[0]
-        last = self.high - 2 * torch.log((1 - t) / (1 - self.end))
-        value = torch.where(self.in_last_cell(t), last, value)
-        if self.starts_pure:
-            first = self.low + 2 * torch.log(t / self.begin)
-            value = torch.where(self.in_first_cell(t), first, value)
-        return value
+        value, _, _ = self._spline(t)
+        return self._with_ends(t, value)
 
-    def slope(self, t: Tensor) -> Tensor:
-        """Its derivative, infinite at a pure end."""
-        value = torch.where(self.in_last_cell(t), 2 / (1 - t), self._spline(t)[1])
-        return torch.where(self.in_first_cell(t), 2 / t, value) if self.starts_pure else value
+    def jet(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-SNR and its derivative, which is infinite at a pure end."""
+        value, D_below, shares = self._spline(t)
+        q, p, D, d0, d1 = shares
+        slope = D_below * D_below * ((d1 * q + 2 * D * p) * q + d0 * p * p)
+        slope = torch.where(t >= self.end, 2 / (1 - t), slope)
+        if self.starts_pure:
+            slope = torch.where(t < self.begin, 2 / t, slope)
+        return self._with_ends(t, value), slope
+
+    def _with_ends(self, t: Tensor, value: Tensor) -> Tensor:
+        last = self.high - 2 * torch.log((1 - t) / (1 - self.end))
+        value = torch.where(t >= self.end, last, value)
+        if self.starts_pure:
+            value = torch.where(t < self.begin, self.low + 2 * torch.log(t / self.begin), value)
+        return value
 
     def time_at(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
@@ -96,54 +104,49 @@ class Curve:
             t = torch.where(log_snr < self.low, first, t)
         return t
 
-    def _on(self, like: Tensor) -> _Nodes:
-        """The nodes on a tensor's device."""
-        if like.device not in self._nodes:
-            here = self._nodes[torch.device("cpu")]
-            self._nodes[like.device] = _Nodes(*(v.to(like.device) for v in here))
-        return self._nodes[like.device]
+    def _on(self, device: torch.device) -> _Cells:
+        if device not in self._cells:
+            here = self._cells[torch.device("cpu")]
+            self._cells[device] = _Cells(*(v.to(device) for v in here))
+        return self._cells[device]
 
-    def _spline(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and slope between the finite nodes; those of the nearest one beyond."""
-        nodes = self._on(t)
-        t = t.clamp(self.begin, self.end)
-        i = _cell(nodes.t, t)
-        t0, y0, d0, d1 = nodes.t[i], nodes.y[i], nodes.d[i], nodes.d[i + 1]
-        w, h = nodes.t[i + 1] - t0, nodes.y[i + 1] - y0
-        D, q = h / w, (t - t0) / w
+    def _spline(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Between the finite nodes (beyond, at the nearest): the value, and what the slope takes."""
+        cells, t = self._on(t.device), t.clamp(self.begin, self.end)
+        t0, y0, w, h, D, d0, d1, e = _cell(cells.numbers, cells.t, t)
+        q = (t - t0) / w
         p = 1 - q
-        below = D + (d0 + d1 - 2 * D) * (q * p)
-        value = y0 + h * (D * q * q + d0 * (q * p)) / below
-        slope = D * D * (d1 * q * q + 2 * D * (q * p) + d0 * p * p) / below**2
-        return value, slope
+        below = D + e * (p * q)
+        value = y0 + h * q * (D * q + d0 * p) / below
+        return value, D / below, (q, p, D, d0, d1)
 
     def _invert(self, y: Tensor) -> Tensor:
         """The time of a value between the finite nodes: the root q in [0, 1] of a quadratic."""
-        nodes, y = self._on(y), y.clamp(self.low, self.high)
-        i = _cell(nodes.y, y)
-        t0, y0, d0, d1 = nodes.t[i], nodes.y[i], nodes.d[i], nodes.d[i + 1]
-        w, h, rise = nodes.t[i + 1] - t0, nodes.y[i + 1] - y0, y - y0
-        D = h / w
-        e = d0 + d1 - 2 * D
-        a, b, c = h * (D - d0) + rise * e, h * d0 - rise * e, -D * rise
+        cells, y = self._on(y.device), y.clamp(self.low, self.high)
+        t0, y0, w, h, D, d0, _, e = _cell(cells.numbers, cells.y, y)
+        rise = y - y0
+        bend = rise * e
+        a, b, c = h * (D - d0) + bend, h * d0 - bend, -D * rise
         root = torch.sqrt(torch.clamp_min(b * b - 4 * a * c, 0.0))
         return t0 + w * (2 * c / (-b - root))
 
 
-def _cell(nodes: Tensor, at: Tensor) -> Tensor:
-    """The index of the cell that holds each of ``at``."""
-    i = torch.searchsorted(nodes, at.detach().contiguous(), right=True) - 1
-    return i.clamp(0, len(nodes) - 2)
+def _cell(numbers: Tensor, begins: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of the cell that holds each of ``at``."""
+    i = torch.searchsorted(begins, at.detach(), right=True) - 1
+    return numbers[i].unbind(-1)
 
 
-def _slopes(t: Tensor, y: Tensor) -> Tensor:
-    """Positive slopes at the nodes: harmonic means inside, extrapolated at the ends."""
-    D: Tensor = y.diff() / t.diff()
-    if len(D) == 1:
-        return D.expand(2).clone()
-    inside = 2 * D[:-1] * D[1:] / (D[:-1] + D[1:])
-    first, last = D[:1] ** 2 / inside[:1], D[-1:] ** 2 / inside[-1:]
-    return torch.cat([first, inside, last])
+def _cells(t: Tensor, y: Tensor) -> _Cells:
+    """Slopes are the harmonic means of the neighbours' D inside, extrapolated at the ends."""
+    w, h = t.diff(), y.diff()
+    D = h / w
+    d = torch.cat([D, D])
+    if len(D) > 1:
+        inside = 2 * D[:-1] * D[1:] / (D[:-1] + D[1:])
+        d = torch.cat([D[:1] ** 2 / inside[:1], inside, D[-1:] ** 2 / inside[-1:]])
+    numbers = torch.stack([t[:-1], y[:-1], w, h, D, d[:-1], d[1:], d[:-1] + d[1:] - 2 * D], -1)
+    return _Cells(t[:-1].contiguous(), y[:-1].contiguous(), numbers)
 
 
 class Angle(Schedule):
@@ -159,10 +162,10 @@ class Angle(Schedule):
 
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         curve = self._curve
-        lam = curve.log_snr(t)
+        lam, lam_slope = curve.jet(t)
         beta2, sigma2 = torch.sigmoid(lam), torch.sigmoid(-lam)
         beta, sigma = beta2.sqrt(), sigma2.sqrt()
-        rate = 0.5 * beta * sigma * curve.slope(t)
+        rate = 0.5 * beta * sigma * lam_slope
         rate = torch.where(curve.in_last_cell(t), beta2 * curve.last_slope, rate)
         if curve.starts_pure:
             rate = torch.where(curve.in_first_cell(t), sigma2 * curve.first_slope, rate)

@@ -107,7 +107,8 @@ def from_sigmas(sigmas: Table) -> Interpolant:
         return torch.exp(-0.5 * curve.log_snr(t))
 
     def slope(t: Tensor) -> Tensor:
-        curved = -0.5 * alpha(t) * curve.slope(t)
+        lam, lam_slope = curve.jet(t)
+        curved = -0.5 * torch.exp(-0.5 * lam) * lam_slope
         return torch.where(curve.in_last_cell(t), -curve.last_slope, curved)
 
     return Interpolant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -18,12 +19,18 @@ PATHS = {
     "trigonometric": schedules.trigonometric(),
     "trigonometric(1)": schedules.trigonometric(1.0),
     "variance_preserving": schedules.variance_preserving(),
+    "cosine": schedules.cosine(),
+    "sub_variance_preserving": schedules.sub_variance_preserving(),
+    "variance_exploding": schedules.variance_exploding(),
+    "edm": schedules.edm(),
+    "table": schedules.from_betas("linear"),
     "custom": interp.Interpolant(lambda t: (1 - t) ** 2, lambda t: t * (2 - t)),
     "with gamma": interp.Interpolant(
         lambda t: 1 - t, lambda t: t, lambda t: 0.5 * (t * (1 - t)).sqrt()
     ),
 }
 CLOSED = ("linear", "trigonometric", "trigonometric(1)", "variance_preserving")
+DIFFUSIONS = ("cosine", "sub_variance_preserving", "variance_exploding", "edm", "table")
 LAW = interp.exact.Gaussian(
     torch.tensor([0.5, -1.0], dtype=F64), torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=F64)
 )
@@ -55,16 +62,29 @@ def model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Ten
     return exact
 
 
+def start_of(path: interp.Interpolant, view: str) -> float:
+    """Where a run may start: at 0, but where beta is 0 there and the view tells the noise alone."""
+    return 0.01 if view in NOISE_LIKE and path.boundary.beta0 == 0 else 0.0
+
+
+def end(path: interp.Interpolant, start: float, t: float, x: Tensor) -> Tensor:
+    """The exact flow, and at t = 1 the step from what noise is left there to clean data."""
+    there = LAW.flow(path)(start, t, x)
+    if t == 1 and start < 1 and not path.boundary.ends_clean:
+        return LAW.data(path)(1.0, there)
+    return there
+
+
 def runs(name: str, view: str) -> list[tuple[float, float]]:
     """Intervals on which the view tells the flow, the ends as near to 0 and 1 as it allows."""
-    silent_at_0 = view in NOISE_LIKE and name != "variance_preserving"
-    first = 0.01 if silent_at_0 else 0.0
-    last = 0.999 if view == "data" else 1.0
+    first = start_of(PATHS[name], view)
+    last = 1.0 if view != "data" else 0.8 if name == "edm" else 0.999  # sigma is 1e-3 or so there
     both = [(first, 1.0), (0.2, 0.7), (last, first)]
     if name == "with gamma" and view in ("velocity", "base"):
         # gamma' is infinite at both ends, and alpha / sigma vanishes at t = 1
         return [(0.01, 0.99), (0.99, 0.01)]
-    return both if name in CLOSED else both[:1]  # each inversion of a clock is a bisection
+    inverted = name in (*CLOSED, *DIFFUSIONS)  # else each inversion of a clock is a bisection
+    return both if inverted else both[:1]
 
 
 @pytest.mark.parametrize(
@@ -73,18 +93,19 @@ def runs(name: str, view: str) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("name", PATHS)
 def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
     path = PATHS[name]
-    flow, term = LAW.flow(path), path.ode(model(path, view), view=view)
+    term = path.ode(model(path, view), view=view)
     tolerance = 1e-5
     for start, stop in runs(name, view):
+        x = POINTS * path.coefficients(start).sigma.clamp(min=1)  # where the path is wide, its size
         saves = [start + f * (stop - start) for f in (0.0, 0.3, 0.8, 1.0)]
-        sol = interp.solve(
-            term, POINTS, (start, stop), rtol=tolerance, atol=tolerance, save_at=saves
-        )
-        truth = torch.stack([flow(start, t, POINTS) for t in saves])
+        sol = interp.solve(term, x, (start, stop), rtol=tolerance, atol=tolerance, save_at=saves)
+        truth = torch.stack([end(path, start, t, x) for t in saves])
+        bound = 30 * tolerance * max(1.0, 0.1 * float(truth.abs().max()))
         # Dozens of steps of such a local error, which the flow damps or, backwards to the unit
         # normal, spreads by 1 / sqrt(0.18) < 3 (the smaller eigenvalue of the covariance).
-        assert float((sol.x - truth[-1]).abs().max()) < 30 * tolerance
-        assert float((sol.xs - truth).abs().max()) < 30 * tolerance
+        # Sizes beyond 10 have the relative tolerance.
+        assert float((sol.x - truth[-1]).abs().max()) < bound
+        assert float((sol.xs - truth).abs().max()) < bound
         assert sol.ts.tolist() == saves
 
 
@@ -104,15 +125,60 @@ def test_fixed_steps_converge_to_the_exact_flow(name: str, view: str, backend: s
     assert errors[1] < errors[0] / 3
 
 
+EVERY = ("linear", "variance_preserving", *DIFFUSIONS)
+
+
+@pytest.mark.parametrize("view", interp.views.VIEWS)
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_runs_from_end_to_end(name: str, view: str) -> None:
+    """From the base to clean data in 12 and 24 even steps of t, whatever the view."""
+    path = PATHS[name]
+    term, start = path.ode(model(path, view), view=view), start_of(path, view)
+    x = POINTS * path.coefficients(start).sigma
+    truth = end(path, start, 1.0, x)
+    for method in interp.methods("ode"):
+        few, many = (interp.solve(term, x, (start, 1.0), method.name, steps=n) for n in (12, 24))
+        errors = [float((sol.x - truth).abs().max()) for sol in (few, many)]
+        # Even steps of t are far from the best for a wide path, the order shows only later, and the
+        # velocity of a table jumps at its last node. But no method may stall or leave the scale.
+        assert errors[1] < max(0.75 * errors[0], 3e-3), method.name
+        assert errors[1] < 1.0, method.name
+
+
+@pytest.mark.parametrize("view", ["velocity", "score", "noise", "data"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_sde_method_samples_the_data(name: str, view: str) -> None:
+    """The reverse SDE, from the exact law at its start: mean and standard deviation of the data."""
+    path, law, rows = PATHS[name], interp.exact.Gaussian(0.5, 0.3), 4000
+    start = start_of(path, view)
+    k = path.coefficients(start)
+    z = torch.randn(rows, 1, dtype=F64, generator=torch.Generator().manual_seed(3))
+    x = 0.5 * k.beta + (0.3 * k.beta**2 + k.sigma**2).sqrt() * z
+    term = path.sde(getattr(law, view)(path), view=view, diffusion="reverse")
+    # E[x1 | x] lacks the variance that the noise left at t = 1 hides.
+    std = 0.3 / math.sqrt(0.3 + path.boundary.alpha1**2)
+    for method in interp.methods("sde"):
+        few, many = (
+            interp.solve(term, x, (start, 1.0), method.name, steps=n, seed=1).x for n in (25, 50)
+        )
+        # Of weak order 1: twice one less the other leaves the second order of a bias of .1, .01;
+        # and five standard errors of a mean, more than those of a standard deviation.
+        noise = 5 * 0.55 / math.sqrt(rows)
+        assert abs(float(many.mean()) - 0.5) < noise + 0.01, method.name
+        assert abs(2 * float(many.std()) - float(few.std()) - std) < noise + 0.01, method.name
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_one_call_of_the_data_is_the_first_order_step(name: str) -> None:
     """x_1 = D(x_0) where sigma(1) = 0: Euler with one step of a data model."""
     path = PATHS[name]
+    if not path.boundary.ends_clean:
+        pytest.skip("a second call ends a run that keeps some noise at t = 1")
     data = model(path, "data")
     sol = interp.solve(path.ode(data, view="data"), POINTS, method="euler", steps=1, save_at=[0, 1])
     expected = data(torch.tensor(0.0, dtype=F64), POINTS)
     assert float((sol.x - expected).abs().max()) < 1e-12
-    assert torch.equal(sol.xs, torch.stack([POINTS, sol.x]))
+    torch.testing.assert_close(sol.xs, torch.stack([POINTS, sol.x]), rtol=1e-15, atol=0)
     assert (sol.stats.nfe, sol.stats.steps) == (1, 1)
 
 
