@@ -135,18 +135,82 @@ def test_the_list_shows_families_and_solvers(capsys):
     shown = capsys.readouterr().out
     for word in ("flow_matching", "log_prob", "dopri5", "euler_maruyama", "torchdiffeq", "width"):
         assert word in shown
+    for word in ("variance_preserving", "beta_max=20", "optimal_transport"):
+        assert word in shown
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "list"])
+PICTURES = ["plot schedules", "plot path", "plot coupling"]
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "list", "plot", *PICTURES])
 def test_help_shows_a_working_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(command, "--help")
+        run(*command.split(), "--help")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     example = shown[shown.index("interp " + command, shown.index("Example:")) :]
     words = example.split("\n\n")[0].split("╭")[0].split()[1:]
     parsed = cli.parse(words)
-    assert type(parsed).__name__.lower() == command
+    assert type(parsed).__name__.lower() == command.split()[0]
+
+
+def example(words, capsys):
+    """The example in the help of a command."""
+    with pytest.raises(SystemExit):
+        run(*words, "--help")
+    shown = capsys.readouterr().out
+    return shown[shown.index("Example: interp") :].split("\n\n")[0].split("╭")[0].split()[2:]
+
+
+@pytest.mark.parametrize("command", PICTURES)
+def test_the_example_of_a_picture_draws_it(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = example(command.split(), capsys)
+    if command == "plot path":
+        words += ["-n", "3", "--steps", "4", "--solver", "heun"]  # shorter than its default
+    assert run(*words) == 0
+    (made,) = tmp_path.iterdir()
+    with Image.open(made) as image:
+        image.verify()
+    assert run(*words) == 2  # there already
+    assert "--overwrite" in said(capsys)
+    assert run(*words, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["linear", "--target", "peaks", "-n", "3"],
+        ["edm:sigma_max=20", "--target", "moons", "-n", "3", "--show", "trajectories"],
+        ["cosine", "--target", "eight", "--show", "velocity"],
+        ["cosine", "--target", "peaks", "--show", "velocity"],
+        ['{"name": "variance_preserving", "beta_max": 10}', "--show", "density"],
+        ["linear", "--target", "digits", "-n", "2", "--solver", "heun", "--steps", "3"],
+        ["linear", "--target", "peaks", "--solver", "euler_maruyama", "--steps", "7", "-n", "3"],
+        ["linear", "--base", "eight", "-n", "3", "--solver", "rk4", "--steps", "9"],
+        ["brownian_bridge", "--target", "peaks", "--solver", "euler_maruyama", "--diffusion", "1"],
+    ],
+    ids=" ".join,
+)
+def test_paths_of_every_kind_are_drawn(arguments, tmp_path):
+    assert run("plot", "path", *arguments, "--out", tmp_path / "p.png") == 0
+    with Image.open(tmp_path / "p.png") as image:
+        image.verify()
+
+
+def test_digits_come_out_of_noise(tmp_path):
+    given = ["plot", "path", "linear", "--target", "digits", "-n", 4, "--solver", "euler"]
+    assert run(*given, "--steps", 3, "--out", tmp_path / "film.gif") == 0
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames > 10
+
+
+def test_the_same_seed_draws_the_same_picture(tmp_path):
+    given = ["plot", "path", "linear", "--target", "moons", "-n", 5, "--solver", "euler_maruyama"]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(*given, "--steps", 5, "--seed", seed, "--out", tmp_path / f"{name}.png") == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
 
 
 # What does not
@@ -184,6 +248,36 @@ BAD = [
     (["sample", "RUN", "--out", "/dev/null/s", "-n", "1", "--steps", "1"], "/dev/null"),
     (["evaluate", "RUN", "--data", "mnist"], "--data-root"),
     (["evaluate", "RUN", "--tolerance", "-1"], "rtol=-1"),
+    (["plot", "schedules", "lineer", "--out", "P"], "Did you mean linear"),
+    (["plot", "schedules", "edm:sigma=1", "--out", "P"], "Did you mean sigma"),
+    (["plot", "schedules", "edm:1", "--out", "P"], "edm:sigma_max=80"),
+    (["plot", "schedules", "{linear}", "--out", "P"], "is not JSON"),
+    (["plot", "schedules", "linear", "--out", "OUT"], "End it in .png"),
+    (["plot", "schedules", "linear", "--out", "no/p.png"], "no folder no"),
+    (["plot", "path", "linear", "--target", "moon", "--out", "P"], "Did you mean moons"),
+    (["plot", "path", "linear", "--base", "moon", "--out", "P"], "Did you mean moons"),
+    (["plot", "path", "linear", "--base", "peaks", "--out", "P"], "eight and moons"),
+    (["plot", "path", "linear", "--solver", "dopri", "--out", "P"], "Did you mean dopri5"),
+    (["plot", "path", "linear", "-n", "0", "--out", "P"], "-n is 0"),
+    (["plot", "path", "linear", "--show", "density", "--out", "G"], "does not move"),
+    (
+        [
+            "plot",
+            "path",
+            "linear",
+            "--solver",
+            "euler_maruyama",
+            "--diffusion",
+            "big",
+            "--out",
+            "P",
+        ],
+        "0.5",
+    ),
+    (["plot", "path", "brownian_bridge", "--target", "digits", "--out", "P"], "Gaussian base"),
+    (["plot", "coupling", "optimal", "--out", "P"], "optimal_transport"),
+    (["plot", "coupling", "independent", "--target", "peaks", "--out", "P"], "--target moons"),
+    (["plot", "coupling", "independent", "-n", "0", "--out", "P"], "-n is 0"),
 ]
 
 
@@ -195,6 +289,7 @@ def test_what_makes_no_sense_is_said_in_two_sentences(
 ):
     monkeypatch.delenv(data.ROOT, raising=False)
     places = {"OUT": tmp_path / "out", "RUN": trained, "S": tmp_path / "s"}
+    places |= {"P": tmp_path / "p.png", "G": tmp_path / "p.gif"}
     assert run(*(places.get(a, a) for a in arguments)) == 2
     text = said(capsys)
     assert message in text
@@ -203,6 +298,7 @@ def test_what_makes_no_sense_is_said_in_two_sentences(
     assert text.count(". ") >= 1  # what is wrong, and then what to do
     assert text[-1] in ".?)"
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("p.*"))
 
 
 def test_debug_shows_where(tmp_path):

@@ -92,6 +92,16 @@ def test_what_reaches_far_is_compressed():
     assert {0.0, 1.0, 10.0} <= set(axes.get_yticks())
 
 
+def test_a_path_with_a_schedule_for_each_element_has_a_line_for_some():
+    speeds = torch.linspace(1, 3, 20, dtype=torch.float64)
+    path = Interpolant(lambda t: (1 - t[..., None]) ** speeds, lambda t: t[..., None] ** speeds)
+    alpha = plot.schedules([path, LINEAR]).axes[0]
+    assert len(alpha.lines) == 7 + 1
+    wanted = path.coefficients(T).alpha[:, [0, -1]].numpy()
+    np.testing.assert_array_equal(np.array(ydata(alpha))[[0, 6]], wanted.T)
+    assert len(plot.log_snr(path).axes[0].lines) == 7 + 1  # and zero
+
+
 def test_limits_without_a_finite_value():
     assert limits([np.full(3, np.inf)]) == (0.0, 1.0)
 
@@ -199,6 +209,17 @@ def test_a_base_of_ones_own():
     line = figure.axes[0].lines[0]
     x = torch.tensor(line.get_ydata())
     np.testing.assert_allclose(line.get_xdata(), base.log_prob(x[:, None]).exp(), rtol=1e-9)
+
+
+def test_a_data_set_is_a_law_too():
+    """A finite data set with a bandwidth: its own log density, over the reach of its samples."""
+    data = interp.exact.Empirical(torch.tensor([[-1.0], [2.0]]), bandwidth=0.2)
+    figure = plot.density(data, LINEAR)
+    shown = figure.axes[1].images[0].get_array()
+    x = torch.linspace(*figure.axes[1].get_ylim(), shown.shape[0], dtype=torch.float64)
+    np.testing.assert_allclose(shown[:, -1], data.log_prob(x[:, None]), atol=1e-10)
+    with pytest.raises(interp.errors.Unsupported, match="bandwidth"):
+        plot.density(interp.exact.Empirical(torch.zeros(3, 1)), LINEAR)
 
 
 # Runs

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from ..exact import Mixture
+    from ..exact import Target
     from ..interpolant import Interpolant
     from ..solvers.result import Solution
 
@@ -30,8 +30,8 @@ _DPI = 100
 
 
 def animate(
-    solution: Solution, target: Mixture | None = None, path: Interpolant | None = None,
-    base: Mixture | None = None, *, seconds: float = 4.0, to: style.To | None = None,
+    solution: Solution, target: Target | None = None, path: Interpolant | None = None,
+    base: Target | None = None, *, seconds: float = 4.0, to: style.To | None = None,
 ) -> list[Image]:  # fmt: skip
     """A solution as a film with a frame for each saved time.
 
@@ -94,7 +94,9 @@ def _one_palette(frames: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[Imag
     few = pictures[:: max(1, len(pictures) // 6)] + pictures[-1:]
     both = Image.fromarray(np.concatenate([np.asarray(p) for p in few]))
     # The page and the dots keep their own colours; means of what is alike are made up for the rest.
-    own = np.array([(255, 255, 255), *(_bytes(c) for c in (style.DATA, style.BASE))])
+    own = np.array(
+        [(255, 255, 255), *(_bytes(c) for c in (style.DATA, style.BASE, style.INK, style.GREY))]
+    )
     palette = both.quantize(_COLORS - len(own), dither=Image.Dither.NONE)
     made = np.array(palette.getpalette() or [], dtype=int).reshape(-1, 3)
     apart = np.abs(made[:, None] - own).max(2).min(1) > _CLOSE
@@ -103,7 +105,7 @@ def _one_palette(frames: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[Imag
 
 
 def _in_the_plane(
-    t: Tensor, x: Tensor, target: Mixture | None, path: Interpolant | None, base: Mixture | None
+    t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None
 ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Points, with the density of each time below; both divided by the spread where it varies."""
     laws = None
@@ -145,7 +147,7 @@ def _in_the_plane(
 
 
 def _on_the_line(
-    t: Tensor, x: Tensor, target: Mixture | None, path: Interpolant | None, base: Mixture | None
+    t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None
 ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
     """Curves that grow over (t, x), each with a point at its head."""
     if target is not None and path is not None:

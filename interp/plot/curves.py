@@ -25,6 +25,7 @@ Paths = Interpolant | Sequence[Interpolant] | Mapping[str, Interpolant]
 _SIGNS = {"alpha": "α", "beta": "β", "gamma": "γ", "sigma": "σ"}
 _ROLES = {"alpha": "base", "beta": "data", "gamma": "latent", "sigma": "all noise"}
 _LARGE = 10.0  # a panel that reaches further than this is drawn on a logarithmic scale
+_ELEMENTS = 7  # lines of a path with a schedule for each element
 _FAR = 20.0  # nats: all that is beyond is pure noise or pure data, and EDM runs to infinity
 
 
@@ -70,7 +71,7 @@ def schedules(
                 for name, path in named.items()
             }
             lines = _draw(panel, t, curves)
-            _scale(panel, lines)
+            _scale(panel)
             handles = handles or lines
             sign = _SIGNS[function]
             title = f"d{sign}/dt" if order else f"{sign}(t), {_ROLES[function]}"
@@ -91,7 +92,7 @@ def _one(
         mark = "′" if order else ""
         curves = {_SIGNS[f] + mark: getattr(k, order + f) for f in functions}
         lines = _draw(panel, t, curves)
-        _scale(panel, lines)
+        _scale(panel)
         style.name_axes(panel, title="derivatives, per unit of time" if order else name)
         style.time_axis(panel)
         label_lines(panel, lines, list(curves), size=12)
@@ -118,7 +119,7 @@ def log_snr(paths: Paths, *, points: int = 401, to: style.To | None = None) -> F
     with torch.no_grad():
         curves = {name: path.log_snr(t) for name, path in named.items()}
     lines = _draw(axes, t, curves)
-    low, high = limits([v.numpy() for v in curves.values()])
+    low, high = limits(_drawn(axes))
     axes.set_ylim(max(low, -_FAR), min(high, _FAR))
     axes.axhline(0.0, color=style.HAIR, linewidth=0.8, zorder=0)
     style.name_axes(axes, y="log-SNR λ(t), nats")
@@ -166,23 +167,35 @@ def _shown(paths: list[Interpolant]) -> list[str]:
 
 
 def _draw(axes: Axes, t: Tensor, curves: Mapping[str, Tensor | None]) -> list[Line2D]:
-    """The curves (None leaves one out); later ones thinner, so that two that coincide are seen."""
-    lines = []
+    """The curves (None leaves one out) and the line of each that stands for it.
+
+    Later ones are thinner, so that two that coincide are seen. A path with a schedule for each
+    element has a line for some of them, evenly chosen.
+    """
+    chosen = []
     for k, values in enumerate(curves.values()):
-        if values is not None:
-            width = 2.3 - 0.8 * k / max(1, len(curves) - 1)
-            look = style.line_style(k) | {"linewidth": width}
-            lines += axes.plot(t.numpy(), values.numpy(), **look)
-    return lines
+        if values is None:
+            continue
+        columns = values.reshape(len(t), -1)
+        some = torch.linspace(0, columns.shape[1] - 1, min(_ELEMENTS, columns.shape[1])).long()
+        width = 2.3 - 0.8 * k / max(1, len(curves) - 1) if len(some) == 1 else 1.0
+        look = style.line_style(k) | {"linewidth": width}
+        lines = axes.plot(t.numpy(), columns[:, some].numpy(), **look)
+        chosen.append(lines[len(lines) // 2])
+    return chosen
 
 
-def _scale(axes: Axes, lines: list[Line2D]) -> None:
-    """Limits for the lines; linear up to 1 and logarithmic from there where they reach far (EDM)."""
-    curves = [np.asarray(line.get_ydata(), dtype=float) for line in lines]
+def _scale(axes: Axes) -> None:
+    """Limits for all lines; linear up to 1 and logarithmic from there where they reach far (EDM)."""
+    curves = _drawn(axes)
     low, high = limits(curves)
     if max(-low, high) > _LARGE:
         low, high = style.compress(axes, limits([np.arcsinh(c) for c in curves]))
     axes.set_ylim(low, high)
+
+
+def _drawn(axes: Axes) -> list[NDArray[np.float64]]:
+    return [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines]
 
 
 def limits(curves: Sequence[NDArray[np.float64]], margin: float = 0.05) -> tuple[float, float]:

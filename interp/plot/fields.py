@@ -12,13 +12,13 @@ from torch import Tensor
 from ..arguments import like
 from ..errors import OptionError
 from . import style
-from .marginals import bare, laws_of, panel_times, plane
+from .marginals import Laws, bare, laws_of, panel_times, plane
 from .runs import check_pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..exact import Mixture
+    from ..exact import Target
     from ..interpolant import Interpolant
 
 _ARROWS, _COLUMNS, _ROWS = 21, 181, 181
@@ -29,12 +29,13 @@ _DEPTH = 4.5  # nats below the densest point, where arrows end
 def velocity(
     model: Callable[[Tensor, Tensor], Tensor], dim: int = 2, *,
     times: Sequence[float] = (0.05, 0.35, 0.65, 0.95), extent: float = 3.0,
-    target: Mixture | None = None, path: Interpolant | None = None, base: Mixture | None = None,
+    target: Target | None = None, path: Interpolant | None = None, base: Target | None = None,
     to: style.To | None = None,
 ) -> Figure:  # fmt: skip
     """A velocity field: arrows at some times in the plane, or colours over (t, x) on the line.
 
-    The arrows of all panels have one scale, on the line with the streamlines of dx/dt = v.
+    The arrows of all panels have one scale; with a target whose spread varies more than fourfold
+    they and x are divided by it. On the line there are the streamlines of dx/dt = v as well.
 
     Example:
         plot.velocity(target.velocity(path), target=target, path=path, to="velocity.png")
@@ -62,41 +63,56 @@ def velocity(
     if not 0 < extent < np.inf:
         raise OptionError(f"extent={extent!r}. Give a positive number.")
     check_pair(target, path, dim)
-    low, high = torch.full((dim,), -float(extent)), torch.full((dim,), float(extent))
-    laws = None
-    if target is not None and path is not None:
-        laws = laws_of(target, path, base, t, scaled=False)
-        low, high = laws.low.float(), laws.high.float()
     if dim == 1:
-        figure = _over_time(model, float(t[0]), float(t[-1]), float(low), float(high))
-        return style.finish(figure, to)
+        ends = float(t[0]), float(t[-1])
+        if target is None or path is None:
+            return style.finish(_over_time(model, *ends, -float(extent), float(extent)), to)
+        reach = laws_of(target, path, base, t, scaled=False)
+        return style.finish(_over_time(model, *ends, float(reach.low), float(reach.high)), to)
+    laws = laws_of(target, path, base, t, None) if target is not None and path is not None else None
+    return style.finish(_panels(model, t, float(extent), laws), to)
+
+
+def _panels(
+    model: Callable[[Tensor, Tensor], Tensor], t: Tensor, extent: float, laws: Laws | None
+) -> Figure:
+    """Arrows at some times; with laws their density below, all divided by a spread that varies."""
+    scale = torch.ones_like(t) if laws is None else laws.scale
+    low, high = torch.full((2,), -extent).double(), torch.full((2,), extent).double()
+    if laws is not None:
+        low, high = laws.low, laws.high
+    (left, bottom), (right, top) = low.tolist(), high.tolist()
     width = 10.0 / max(len(t), 3)
-    shape = float((high - low)[1] / (high - low)[0])
-    figure, axes = style.figure(1, len(t), (width * len(t), width * shape + 0.32), sharey=True)
+    size = (width * len(t), width * (top - bottom) / (right - left) + 0.32)
+    figure, axes = style.figure(1, len(t), size, sharey=True)
     xs, ys = (torch.linspace(a, b, _ARROWS + 2)[1:-1] for a, b in zip(low, high, strict=True))
     x, y = torch.meshgrid(xs, ys, indexing="xy")
     points = torch.stack([x.flatten(), y.flatten()], dim=1)
-    fields = torch.stack([_finite(model, time, points) for time in t])
+    fields = torch.stack(
+        [_finite(model, time, points * s) / s for time, s in zip(t, scale.float(), strict=True)]
+    )
     there = torch.ones(len(t), len(points), dtype=torch.bool)
     if laws is not None:  # no arrows where no point ever is: the longest would be there
         log = torch.stack([laws.log_density(k, points.double()) for k in range(len(t))])
         there = log > log.amax(1, keepdim=True) - _DEPTH
     # The longest arrows, but for a few, reach a little beyond the next.
     longest = float(fields[there].norm(dim=-1).quantile(0.95))
-    scale = (longest or 1.0) / (1.4 * float((high - low)[0]) / _ARROWS)
+    length = (longest or 1.0) / (1.2 * (right - left) / _ARROWS)
     for k, panel in enumerate(axes):
         if laws is not None:
             plane(panel, laws, k, pale=True)
         panel.quiver(
             *points[there[k]].T.numpy(), *fields[k][there[k]].T.numpy(), color=style.DATA,
-            angles="xy", scale_units="xy", scale=scale, width=0.005, minlength=0, zorder=2,
+            angles="xy", scale_units="xy", scale=length, width=0.005, minlength=0, zorder=2,
         )  # fmt: skip
         panel.set_aspect("equal")
-        panel.set_xlim(float(low[0]), float(high[0]))
-        panel.set_ylim(float(low[1]), float(high[1]))
+        panel.set_xlim(left, right)
+        panel.set_ylim(bottom, top)
         bare(panel)
         style.name_axes(panel, title=f"t = {float(t[k]):g}")
-    return style.finish(figure, to)
+    if laws is not None and laws.scaled:
+        axes[0].set_ylabel(laws.name, color=style.INK, fontsize=9)
+    return style.fit(figure)
 
 
 def _over_time(

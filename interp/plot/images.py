@@ -116,7 +116,7 @@ def strip(
             if r == 0:
                 end = {0: " (noise)", len(t) - 1: " (data)"}.get(k, "")
                 axis.set_title(f"t = {float(t[k]):.3g}{end}", color=style.INK, fontsize=8.5, pad=4)
-    return style.finish(figure, to)
+    return style.finish(style.fit(figure), to)
 
 
 def images_of(solution: Solution) -> tuple[Tensor, Tensor]:

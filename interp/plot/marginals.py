@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..exact import Mixture
 from . import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..exact import Mixture
+    from ..exact import Target
     from ..interpolant import Interpolant
 
 _DEPTH = 7.0  # nats below the densest point at which the picture is white
 _REACH = {1: 3.2, 2: 2.6}  # standard deviations around each component that a picture shows
+_SAMPLES = 4096  # of a law that is no mixture, to see how far it reaches
 _VARIES = 4.0  # a spread that varies more than this over time is divided out
 PANELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = torch.linspace(0, 1, 241, dtype=torch.float64)
@@ -39,7 +41,7 @@ class Laws:
     """
 
     t: Tensor
-    laws: list[Mixture]
+    laws: list[Target]
     scale: Tensor
     low: Tensor
     high: Tensor
@@ -82,7 +84,7 @@ class Laws:
 
 @torch.no_grad()
 def laws_of(
-    target: Mixture, path: Interpolant, base: Mixture | None, t: Tensor, scaled: bool | None
+    target: Target, path: Interpolant, base: Target | None, t: Tensor, scaled: bool | None
 ) -> Laws:
     """The laws at times ``t``; x is divided by the spread of I_t where ``scaled`` is true, or None
     and the spread varies more than fourfold.
@@ -96,31 +98,30 @@ def laws_of(
             "plot.grid and plot.strip."
         )
     laws = [target.marginal(path, time, base) for time in t]
-    spread = torch.stack([_spread(law) for law in laws])
-    wide = bool(spread.max() > _VARIES * spread.min())
+    spread, low, high = (torch.stack(part) for part in zip(*map(_extent, laws), strict=True))
+    wide = bool(spread.max() > _VARIES * spread.min() > 0)
     scale = spread if (wide if scaled is None else scaled) else torch.ones_like(spread)
-    reaches = [_reach(law) for law in laws]
-    low = torch.stack([r[0] for r in reaches]) / scale[:, None]
-    high = torch.stack([r[1] for r in reaches]) / scale[:, None]
+    low, high = low / scale[:, None], high / scale[:, None]
     return Laws(t, laws, scale, low.amin(0), high.amax(0))
 
 
-def _spread(law: Mixture) -> Tensor:
-    """The standard deviation of a mixture, the mean over dimensions."""
-    w = law.weights[:, None]
+def _extent(law: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """The standard deviation of a law, the mean over dimensions, and the corners of what to show.
+
+    Of a mixture the box around all components, of another law that of many samples.
+    """
+    if not isinstance(law, Mixture):
+        x = law.sample(_SAMPLES, seed=0, dtype=torch.float64)
+        return x.var(0).mean().sqrt(), x.amin(0), x.amax(0)
+    w, variances = law.weights[:, None], law.covs.diagonal(dim1=1, dim2=2)
     mean = (w * law.means).sum(0)
-    variances = law.covs.diagonal(dim1=1, dim2=2) + (law.means - mean) ** 2
-    return (w * variances).sum(0).mean().sqrt()
-
-
-def _reach(law: Mixture) -> tuple[Tensor, Tensor]:
-    """The corners of the box around all components."""
-    wide = _REACH[law.dim] * law.covs.diagonal(dim1=1, dim2=2).sqrt()
-    return (law.means - wide).amin(0), (law.means + wide).amax(0)
+    spread = (w * (variances + (law.means - mean) ** 2)).sum(0).mean().sqrt()
+    wide = _REACH[law.dim] * variances.sqrt()
+    return spread, (law.means - wide).amin(0), (law.means + wide).amax(0)
 
 
 def density(
-    target: Mixture, path: Interpolant, base: Mixture | None = None, *,
+    target: Target, path: Interpolant, base: Target | None = None, *,
     times: Sequence[float] = PANELS, scaled: bool | None = None, to: style.To | None = None,
 ) -> Figure:  # fmt: skip
     """The law of I_t: one dimension as log density over (t, x), two as a panel for each time.
@@ -133,7 +134,7 @@ def density(
         plot.density(target, schedules.trigonometric(), to="density.png")
 
     Args:
-        target: the law of the data, a mixture of one or two dimensions.
+        target: the law of the data, of one or two dimensions.
         path: the path.
         base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
         times: of the panels in two dimensions.
@@ -146,7 +147,9 @@ def density(
         TimeError: times outside [0, 1].
     """
     if target.dim == 2:
-        return style.finish(_panels(laws_of(target, path, base, panel_times(times), scaled)), to)
+        return style.finish(
+            style.fit(_panels(laws_of(target, path, base, panel_times(times), scaled))), to
+        )
     laws = laws_of(target, path, base, COLUMNS, scaled)
     figure, axes = sided(laws)
     backdrop(figure, axes, laws)

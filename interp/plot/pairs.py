@@ -72,7 +72,7 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
         style.name_axes(panel, title=f"{name}{', ' if name else ''}mean |x1 − x0|² = {cost:.3g}")
     dots = list(axes[0].collections)[1:]
     style.header(figure, dots, ("x0, base", "x1, data"), (style.BASE, style.DATA))
-    return style.finish(figure, to)
+    return style.finish(style.fit(figure), to)
 
 
 def _check(name: str, pair: Pair) -> None:

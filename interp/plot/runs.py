@@ -14,14 +14,14 @@ from .marginals import COLUMNS, backdrop, bare, check_finite, laws_of, plane, si
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..exact import Mixture
+    from ..exact import Target
     from ..interpolant import Interpolant
     from ..solvers.result import Solution
 
 
 def trajectories(
-    solution: Solution, target: Mixture | None = None, path: Interpolant | None = None,
-    base: Mixture | None = None, *, scaled: bool | None = None, to: style.To | None = None,
+    solution: Solution, target: Target | None = None, path: Interpolant | None = None,
+    base: Target | None = None, *, scaled: bool | None = None, to: style.To | None = None,
 ) -> Figure:  # fmt: skip
     """The rows of a solution in one dimension over (t, x), or in two over the plane.
 
@@ -50,7 +50,7 @@ def trajectories(
     if x.shape[2] == 1:
         figure = _over_time(t, x[..., 0], target, path, base, scaled)
     else:
-        figure = _in_the_plane(t, x, target, path, base)
+        figure = _in_the_plane(t, x, target, path, base, scaled)
     return style.finish(figure, to)
 
 
@@ -75,7 +75,7 @@ def states(solution: Solution) -> tuple[Tensor, Tensor]:
     return t, x
 
 
-def check_pair(target: Mixture | None, path: Interpolant | None, dim: int) -> None:
+def check_pair(target: Target | None, path: Interpolant | None, dim: int) -> None:
     """Refuse a target without its path, a path without its target, and another dimension."""
     if (target is None) != (path is None):
         missing = "path" if path is None else "target"
@@ -87,7 +87,7 @@ def check_pair(target: Mixture | None, path: Interpolant | None, dim: int) -> No
 
 
 def _over_time(
-    t: Tensor, x: Tensor, target: Mixture | None, path: Interpolant | None, base: Mixture | None,
+    t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None,
     scaled: bool | None,
 ) -> Figure:  # fmt: skip
     look: dict[str, Any] = {"color": style.DATA, "linewidth": 0.9, "alpha": 0.85, "zorder": 2}
@@ -107,16 +107,23 @@ def _over_time(
 
 
 def _in_the_plane(
-    t: Tensor, x: Tensor, target: Mixture | None, path: Interpolant | None, base: Mixture | None
-) -> Figure:
+    t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None,
+    scaled: bool | None,
+) -> Figure:  # fmt: skip
     from matplotlib.collections import LineCollection
 
+    law = None
+    if target is not None and path is not None:
+        laws = laws_of(target, path, base, t, scaled)
+        x = x / laws.scale[:, None, None]
+        law = laws_of(target, path, base, t[-1:], laws.scaled)
     low, high = x.flatten(0, 1).amin(0), x.flatten(0, 1).amax(0)
     room = 0.06 * float((high - low).max()) or 1.0
     (left, bottom), (right, top) = (low - room).tolist(), (high + room).tolist()
     figure, (axes,) = style.figure(size=(5.4, 5.4 * (top - bottom) / (right - left) + 0.32))
-    if target is not None and path is not None:
-        plane(axes, laws_of(target, path, base, t[-1:], scaled=False), 0, pale=True)
+    if law is not None:
+        plane(axes, law, 0, pale=True)
+        axes.set_ylabel(law.name if law.scaled else "", color=style.INK, fontsize=9)
     middles = (t[1:] + t[:-1]) / 2
     rows = x.shape[1]
     pieces = torch.stack([x[:-1], x[1:]], dim=2)  # (m - 1, rows, 2, 2): all rows of a time together
@@ -143,4 +150,4 @@ def _in_the_plane(
     bare(axes)
     axes.set_title(f"t = {float(t[0]):g}", loc="left", color=style.BASE, fontsize=10.5)
     axes.set_title(f"t = {float(t[-1]):g}", loc="right", color=style.DATA, fontsize=10.5)
-    return figure
+    return style.fit(figure)

@@ -32,6 +32,7 @@ BASE, DATA = PALETTE[0], PALETTE[1]
 
 FORMATS = ("png", "svg", "pdf")
 DPI = 150
+_MARGIN = 0.05  # inches
 
 
 def figure(
@@ -115,6 +116,15 @@ def header(
 _BLUES = ("#ffffff", "#dbe7f2", "#9cc1de", "#4a8fc2", "#17568d", "#0b2f57")
 
 
+def fit(figure: Figure) -> Figure:
+    """Cut what is blank above and below panels whose aspect is fixed."""
+    figure.draw_without_rendering()
+    canvas: Any = figure.canvas
+    box = figure.get_tightbbox(canvas.get_renderer())
+    figure.set_size_inches(figure.get_figwidth(), box.height + 2 * _MARGIN)
+    return figure
+
+
 def density_colors(pale: bool = False) -> Colormap:
     """White to ink through blue, the darker the denser; ``pale`` where something is drawn on it."""
     return _ramp("interp_density", _BLUES[:4] if pale else _BLUES)
@@ -179,9 +189,14 @@ def write(to: To, content: bytes) -> None:
         to.write(content)
         return
     path = Path(to)
+    check_folder(path)
+    write_bytes(path, content)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a path whose folder is not there, with an `OptionError`."""
     if not path.parent.is_dir():
         raise OptionError(f"there is no folder {path.parent} for {path.name}. Make it first.")
-    write_bytes(path, content)
 
 
 def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:

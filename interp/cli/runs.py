@@ -1,33 +1,18 @@
-"""The command line: train, sample, evaluate, list."""
+"""Commands on a run: train one, sample from it, measure it."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .errors import DataError, InterpError, OptionError
+from ..errors import DataError, OptionError
+from .common import Common, parsed, say
 
 if TYPE_CHECKING:
-    from .training.data import Images
-
-# torch is imported inside the commands: --help and a mistyped option need not wait for it.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command takes."""
-
-    debug: bool = False
-    """Show the whole traceback of an error."""
+    from ..training.data import Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +56,15 @@ class Train(Common):
         """Train."""
         import torch
 
-        from . import families
-        from .seeds import derive
-        from .training import data, train
-        from .training.run import exists
+        from .. import families
+        from ..seeds import derive
+        from ..training import data, train
+        from ..training.run import exists
 
         images = data.load(self.data, self.data_root)
-        options = _offered(families.load(self.family), images) | _parsed(self.set)
+        options = _offered(families.load(self.family), images) | parsed(self.set)
         if self.resume and not exists(self.out):
-            _say(f"There is no run in {self.out} to resume: beginning one.")
+            say(f"There is no run in {self.out} to resume: beginning one.")
         torch.manual_seed(derive(self.seed, "weights"))
         family = families.create(self.family, images.shape, **options)
         about = {"name": self.data, "rows": len(images.x), "levels": images.levels}
@@ -89,8 +74,8 @@ class Train(Common):
             overwrite=self.overwrite, device=self.device, about=about,
         )  # fmt: skip
         loss = f", last loss {trained.losses[-1]:.4f}" if trained.losses else ""
-        _say(f"{trained.step} steps{loss}. The run is in {self.out}: see samples.png and loss.png.")
-        _say(f"Next: interp sample {self.out} -n 16 --solver heun --steps 20 --out samples")
+        say(f"{trained.step} steps{loss}. The run is in {self.out}: see samples.png and loss.png.")
+        say(f"Next: interp sample {self.out} -n 16 --solver heun --steps 20 --out samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +110,8 @@ class Sample(Common):
 
     def run(self) -> None:
         """Sample."""
-        from .training import load
-        from .training.pictures import sample, write_samples
+        from ..training import load
+        from ..training.pictures import sample, write_samples
 
         if self.n < 1:
             raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
@@ -141,7 +126,7 @@ class Sample(Common):
             frequencies=config["data"].get("label_frequencies"), batch_size=self.batch_size, **options,
         )  # fmt: skip
         write_samples(self.out, samples, labels)
-        _say(f"{self.n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
+        say(f"{self.n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +159,8 @@ class Evaluate(Common):
 
     def run(self) -> None:
         """Evaluate."""
-        from .training import data, load
-        from .training.evaluation import likelihood
+        from ..training import data, load
+        from ..training.evaluation import likelihood
 
         family, config = load(self.run_folder, self.device)
         spec = self.data or config["data"].get("name")
@@ -197,136 +182,13 @@ class Evaluate(Common):
             family, images.x[: self.n], seed=self.seed, batch_size=self.batch_size,
             **(ode if family.supports("log_prob") == "ode" else {}),
         )  # fmt: skip
-        _say(str(result))
-
-
-@dataclass(frozen=True, kw_only=True)
-class List(Common):
-    """Show the families and the solvers, with what each can do.
-
-    Example: interp list
-    """
-
-    def run(self) -> None:
-        """List."""
-        console = Console()
-        console.print(_families(), _solvers(), sep="\n")
-        _options(console)
-
-
-def _options(console: Console) -> None:
-    """A line for each family with what may follow --set."""
-    from . import families
-
-    for name in families.available():
-        try:
-            options = families.options(families.load(name))
-        except InterpError:
-            continue
-        known = "any option" if options is None else ", ".join(("network", *options))
-        console.print(f"[bold]{name}[/] --set  {known}", highlight=False)
-
-
-def _families() -> Table:
-    from . import families
-
-    table = Table("family", *families.VERBS, title="Families", title_justify="left")
-    for name in families.available():
-        try:
-            factory = families.load(name)
-        except InterpError as error:
-            table.add_row(name, *["?"] * len(families.VERBS))
-            _complain(str(error))
-            continue
-        verbs = families.verbs(factory)
-        table.add_row(name, *(_cell(verbs[verb]) for verb in families.VERBS))
-    return table
-
-
-def _cell(value: bool | str) -> str:
-    return value if isinstance(value, str) else "yes" if value else "-"
-
-
-def _solvers() -> Table:
-    from . import solvers
-
-    columns = ("solver", "kind", "order", "adaptive", "backends")
-    table = Table(*columns, title="Solvers", title_justify="left")
-    for m in solvers.methods():
-        adaptive = "yes" if m.adaptive else "-"
-        table.add_row(m.name, m.kind, str(m.order), adaptive, ", ".join(m.backends))
-    return table
+        say(str(result))
 
 
 def _offered(factory: Any, images: Images) -> dict[str, Any]:
     """What the data know about themselves and the family has an option for."""
-    from . import families
+    from .. import families
 
     known = families.options(factory)
     facts = {"classes": images.classes, "levels": images.levels}
     return {k: v for k, v in facts.items() if v is not None and (known is None or k in known)}
-
-
-def _parsed(settings: Sequence[str]) -> dict[str, Any]:
-    """name=value pairs; what is not JSON is taken as a string."""
-    options: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not (name.isidentifier() and equals):
-            raise OptionError(f"--set {setting!r} is not name=value. Write it as --set width=64.")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
-
-
-def _say(text: str) -> None:
-    Console(highlight=False).print(escape(text), soft_wrap=True)
-
-
-def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False).print(
-        f"[bold red]error:[/] {escape(text)}", soft_wrap=True
-    )
-
-
-def parse(arguments: Sequence[str] | None = None) -> Train | Sample | Evaluate | List:
-    """The command that ``arguments`` (those of the process where None) ask for.
-
-    Ends the process with code 0 after --help, and with 2 where they make no sense.
-    """
-    commands: dict[str, Any] = {c.__name__.lower(): c for c in (Train, Sample, Evaluate, List)}
-    command: Train | Sample | Evaluate | List = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="interp", description=__doc__, args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )  # fmt: skip
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 for success, 2 for an error of the user's, 130 for Ctrl-C."""
-    command = parse(arguments)
-    try:
-        command.run()
-    except KeyboardInterrupt:
-        going = isinstance(command, Train)
-        _complain("stopped." + (" Add --resume to go on with the run." if going else ""))
-        return 130
-    except (InterpError, OSError) as error:
-        if command.debug:
-            raise
-        _complain(_sentence(error))
-        return 2
-    return 0
-
-
-def _sentence(error: InterpError | OSError) -> str:
-    if isinstance(error, InterpError):
-        return str(error)
-    where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}. Check the path, its permissions and the free space."
-
-
-if __name__ == "__main__":
-    sys.exit(main())
