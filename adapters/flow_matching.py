@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import interp
+from interp.couplings import couple
 from interp.errors import OptionError
 from interp.likelihood import bits_per_dim, dequantise, level_width
 from interp.losses import Regression
@@ -99,7 +100,14 @@ class FlowMatching(Family):
         super().__init__(shape, config, lr=lr)
         self.network, self.path, self.classes = made, path, classes
         self.regression = Regression(path, **loss)
+        self.prepares = 0 if coupling is None else 2
         self.label_dropout, self.levels = label_dropout, levels
+
+    def prepare(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with its noise, paired by the coupling: ahead of the step that takes it."""
+        coupling = self.regression.coupling
+        paired = isinstance(batch, Mapping) and "x0" in batch
+        return batch if coupling is None or paired else couple(coupling, batch, generator)
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The mean of w(t) |network(t, I_t, label) - dI_t/dt|^2 over rows and elements."""

@@ -121,6 +121,13 @@ class Family(nn.Module):
         rate = 0.5 * (1 + math.cos(math.pi * step / total)) * min(1.0, (step + 1) / warm)
         return Optimizer(self.lr * rate, options={"betas": (0.9, 0.99), "weight_decay": 0.01})
 
+    prepares: int = 0
+    """How many batches training may `prepare` ahead, in a thread; 0 leaves `prepare` out."""
+
+    def prepare(self, batch: Batch, generator: Generator) -> Batch:
+        """What of a step needs no weights, drawn from ``generator`` alone; by default the batch."""
+        return batch
+
     def after_step(self, step: int, total: int) -> None:
         """Move what no optimizer moves: averages, codebooks. By default nothing."""
 

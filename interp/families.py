@@ -102,6 +102,14 @@ class Family(Protocol):
     def objectives(self, step: int, total: int) -> Iterable[Objective]:
         """What to minimise at ``step`` of ``total``, each evaluated after the step before it."""
 
+    def prepare(self, batch: Batch, generator: Generator) -> Batch:
+        """What of a step needs no weights, such as pairing the batch with noise.
+
+        Called in a thread of its own, up to ``prepares`` batches ahead (an attribute; 0, or none,
+        leaves it out), before the batch goes to the family's device. It draws from ``generator``
+        alone.
+        """
+
     def after_step(self, step: int, total: int) -> None:
         """Move what no optimizer moves: averages, codebooks."""
 

@@ -64,11 +64,15 @@ def ahead(
 
 
 def couple(
-    coupling: Coupling, batch: Any, generator: Generator | None, base: Base | None = None
+    coupling: Callable[..., tuple[Tensor, ...]],
+    batch: Any,
+    generator: Generator | None,
+    base: Base | None = None,
 ) -> dict[str, Any]:
     """The ``batch`` with an "x0" drawn from the base, unless it has one, and its rows paired.
 
-    Every column of the batch goes with the rows of "x" it belongs to.
+    Every column of the batch goes with the rows of "x" it belongs to; a ``coupling`` that is not one
+    of ours can carry "label" alone.
 
     Raises:
         DataError: a batch of another form than `ahead` takes.
@@ -84,10 +88,10 @@ def couple(
         return {**carried, "x0": take(x0, i)}
     if others := columns.keys() - {"x", "x0", "label"}:
         raise OptionError(
-            f"{coupling.name} chooses points of its own data and cannot carry "
-            f"{', '.join(sorted(others))}. Give batches of 'x' and 'label' alone."
+            f"this coupling gives points and labels alone and cannot carry "
+            f"{', '.join(sorted(others))}. Give batches of 'x' and 'label'."
         )
-    paired = coupling(x0, x1, label, generator)
+    paired = coupling(x0, x1, labels=label, generator=generator)
     return dict(zip(("x0", "x", "label"), paired, strict=False))
 
 

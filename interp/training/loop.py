@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..background import ahead_of
 from ..errors import OptionError
 from ..families import Batch, Family
 from ..noise import check_seed
@@ -144,19 +146,43 @@ def _loop(
 def _steps(state: State, stream: Iterator[Batch], seed: int) -> Iterator[dict[str, Any]]:
     """One line of metrics for each step that is left."""
     dtype = next(state.module.parameters()).dtype
-    while state.step < state.total:
-        begun, step = time.perf_counter(), state.step
-        torch.manual_seed(derive(seed, "data", step))
-        batch = _to(next(stream), state.device, dtype)
-        torch.manual_seed(derive(seed, "global", step))
-        stage = state.family.stage(step, state.total)
-        state.module.train()
-        losses = state.advance(batch, generator(state.device, seed, "step", step))
-        rows = len(batch if isinstance(batch, Tensor) else batch["x"])
-        row: dict[str, Any] = {"step": state.step, "stage": stage, "loss": sum(losses.values())}
-        if len(losses) > 1:
-            row["losses"] = losses
-        yield row | {"samples_per_s": round(rows / (time.perf_counter() - begun), 1)}
+    with contextlib.closing(_prepared(state, stream, seed)) as prepared:
+        while state.step < state.total:
+            begun, step = time.perf_counter(), state.step
+            batch = _to(next(prepared), state.device, dtype)
+            torch.manual_seed(derive(seed, "global", step))
+            stage = state.family.stage(step, state.total)
+            state.module.train()
+            losses = state.advance(batch, generator(state.device, seed, "step", step))
+            rows = len(batch if isinstance(batch, Tensor) else batch["x"])
+            row: dict[str, Any] = {"step": state.step, "stage": stage, "loss": sum(losses.values())}
+            if len(losses) > 1:
+                row["losses"] = losses
+            yield row | {"samples_per_s": round(rows / (time.perf_counter() - begun), 1)}
+
+
+def _prepared(state: State, stream: Iterator[Batch], seed: int) -> Generator[Batch]:
+    """The batches of the steps that are left, prepared ahead where the family asks for it.
+
+    A batch is a function of (seed, step), however far ahead it was drawn: all that its data draw is
+    drawn in this thread, after the seed of its step, and `Family.prepare` has a generator.
+    """
+
+    def drawn() -> Iterator[tuple[int, Batch]]:
+        for step in range(state.step, state.total):
+            torch.manual_seed(derive(seed, "data", step))
+            yield step, next(stream)
+
+    def prepare(numbered: tuple[int, Batch]) -> Batch:
+        step, batch = numbered
+        x = batch["x"] if isinstance(batch, Mapping) else batch
+        return state.family.prepare(batch, generator(x.device, seed, "prepare", step))
+
+    depth = getattr(state.family, "prepares", 0)
+    if depth:
+        yield from ahead_of(prepare, drawn(), depth)
+    else:
+        yield from (batch for _, batch in drawn())
 
 
 def _to(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
