@@ -50,7 +50,7 @@ class Curve:
         self._vanishes = bool(log_snr.isnan().any())  # all of it, at an end: Foellmer's at t = 0
         if self._vanishes:
             log_snr = torch.where(log_snr.isnan(), _log_snr_limit(k), log_snr)
-        self.monotone = _rises(log_snr)
+        self.monotone = rises(log_snr)
         self.reversed = gaussian_base and bool((log_snr[0] > log_snr[-1]).any())
 
     def _share_element(self) -> tuple[int, ...]:
@@ -165,9 +165,9 @@ def _log_snr_limit(k: Coefficients) -> Tensor:
     return k.beta_dbeta.abs().log() - k.sigma_dsigma.abs().log()
 
 
-def _rises(log_snr: Tensor) -> bool:
-    """Whether log-SNR on the grid rises; by the ends it may stand still to rounding."""
-    steps = log_snr.diff(dim=0)
+def rises(values: Tensor) -> bool:
+    """Whether ``values`` on the grid rise; by the ends they may stand still to rounding."""
+    steps = values.diff(dim=0)
     stands = (steps == 0) | steps.isnan()  # two infinities of one sign
     stands[EDGES:-EDGES] = False
     return bool(((steps > 0) | stands).all())

@@ -39,6 +39,26 @@ class TimeError(InterpError, ValueError):
     """A time outside the interval on which it means something, or of the wrong shape."""
 
 
+class OutOfRange(TimeError):
+    """A time or log-SNR that one path has and the other has not.
+
+    Attributes:
+        interval: the times that both have; None where there are none.
+    """
+
+    def __init__(self, message: str, *, interval: tuple[float, float] | None) -> None:
+        super().__init__(message)
+        self.interval = interval
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuilt from all its parts, so that it survives the way out of a worker process."""
+        return _out_of_range, (str(self), self.interval)
+
+
+def _out_of_range(message: str, interval: tuple[float, float] | None) -> OutOfRange:
+    return OutOfRange(message, interval=interval)
+
+
 class ScheduleError(InterpError, ValueError):
     """A schedule that is not finite, not elementwise, or breaks what its path needs."""
 

@@ -19,6 +19,8 @@ from .errors import OptionError, TimeError, Unsupported
 from .scalar import Scalar, Schedule
 
 if TYPE_CHECKING:
+    from .adapted import Adapted
+    from .between import Between
     from .terms import PathODE, PathSDE
 
 Model = Callable[..., Tensor]
@@ -298,14 +300,64 @@ class Interpolant(Curve):
 
         return in_basis(self, forward, inverse)
 
+    def between(self, other: Interpolant) -> Between:
+        """The change of time and scale from this path to ``other``, exact for every law of the ends.
+
+        x on ``other`` at ``.time(t)`` is ``.scale(t)`` times x on this path at t, in law, for t in
+        ``.interval``. With Gaussian bases log-SNR is matched; otherwise the ratios alpha : beta :
+        gamma have to pass through the same curve.
+
+        Raises:
+            ScheduleError: paths that no such change carries onto one another, or whose log-SNR falls.
+            OutOfRange: paths without a common range of log-SNR.
+        """
+        from .between import between
+
+        return between(self, other)
+
+    def adapt(
+        self,
+        model: Model,
+        trained_on: Interpolant,
+        view: str = "velocity",
+        time: str | tuple[str, int] = "t",
+        to: str | None = None,
+    ) -> Adapted:
+        """A model trained on another path as a model on this one: exact, without training.
+
+        ``path.ode(path.adapt(model, trained_on=other))`` runs by default over ``.interval``, the
+        times whose log-SNR ``other`` has too, from N(0, sigma^2) at its beginning (``.base``).
+
+        Args:
+            model: model(t, x, **cond) on ``trained_on``.
+            trained_on: the path that it was trained on.
+            view: what it returns.
+            time: what it is told; see `interp.terms.told`.
+            to: what the adapted model returns; None is ``view``.
+
+        Raises:
+            ScheduleError, OutOfRange: as `between`; OutOfRange also when called outside the interval.
+            UnknownName: a view or time convention that does not exist.
+        """
+        from .adapted import Adapted
+
+        return Adapted(self, model, trained_on, view, time, to)
+
     # Terms
 
     def ode(
         self, model: Model, view: str = "velocity", time: str | tuple[str, int] = "t"
     ) -> PathODE:
-        """The probability flow dx/dt = velocity, from a ``model`` of ``view`` told ``time``."""
+        """The probability flow dx/dt = velocity, from a ``model`` of ``view`` told ``time``.
+
+        A model from `adapt` whose velocity is infinite at an end is integrated as one of the data.
+        """
+        from .adapted import Adapted
         from .terms import PathODE
 
+        if isinstance(model, Adapted) and view == model.view:
+            model = model.regular()
+            view = model.view
         return PathODE(self, model, view=view, time=time)
 
     def sde(

@@ -37,6 +37,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import holds
 from .coefficients import Coefficients
 from .errors import UndeterminedView, UnknownName
 from .scalar import widened
@@ -79,39 +80,42 @@ def log_snr_rate(k: Coefficients) -> Tensor:
 
 
 def weights(
-    k: Coefficients, source: str, target: str, scale: str = "sigma"
-) -> tuple[Tensor | None, Tensor]:
+    k: Coefficients, source: str, target: str, scale: str = "sigma",
+    onto: Coefficients | None = None,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     """(p, q) in float64 with target = p x + q source, for a Gaussian base.
 
-    p is None where x does not enter; ``scale`` is what an error calls ``k.sigma``.
+    p is None where x does not enter; ``scale`` is what an error calls ``k.sigma``. With ``onto`` the
+    target's line of the table is that of another path, whose data and noise are the same.
 
     Raises:
         UndeterminedView: where the source at these times does not tell the target.
     """
-    if source == target:
+    if source == target and onto is None:
         return None, torch.ones_like(k.beta)
     if source in _SCORES and target in _SCORES:
         return None, -torch.ones_like(k.beta)
     if source in NOISE_LIKE and target in NOISE_LIKE:
         s, T = _row(source, k, None), _row(target, k, None)
         q = torch.as_tensor((T.c * s.w) / (s.c * T.w), dtype=torch.float64).expand(k.beta.shape)
-        if not q.isfinite().all():
+        if not holds(q.isfinite()):
             raise _undetermined(k, source, target, ~q.isfinite(), scale)
         return None, q
-    regular = k.dsigma.isfinite()
-    all_regular = "velocity" not in (source, target) or bool(regular.all())
-    s, T = (_row(view, k, None if all_regular else regular) for view in (source, target))
+    regular = k.dsigma.isfinite() if onto is None else (k.dsigma + onto.dsigma).isfinite()
+    all_regular = "velocity" not in (source, target) or holds(regular)
+    s = _row(source, k, None if all_regular else regular)
+    T = _row(target, onto or k, None if all_regular else regular)
     reach = k.sigma if all_regular else torch.where(regular, k.sigma, k.sigma**2)
     delta_s, delta_T = k.beta * s.c - reach * s.a, k.beta * T.c - reach * T.a
     divisor = T.w * delta_s
     p, q = (T.a * s.c - T.c * s.a) / divisor, delta_T * s.w / divisor
     silent = ~(p + q).isfinite()
-    if not silent.any():
+    if holds(~silent):
         return p, q
     # Where the source tells nothing beyond x (Delta_s = 0), a target along x is told by x.
     told, scaled = torch.as_tensor(T.a).abs() + torch.as_tensor(T.c).abs(), torch.as_tensor(T.w)
     lost = silent & ~((delta_T == 0) & (told > 0) & (scaled != 0))
-    if lost.any():
+    if not holds(~lost):
         raise _undetermined(k, source, target, lost, scale)
     share = (T.a * k.beta + T.c * reach) / (T.w * (k.beta**2 + reach**2))
     return torch.where(silent, share, p), torch.where(silent, 0.0, q)

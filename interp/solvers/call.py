@@ -25,13 +25,12 @@ from .result import Solution, Stats, StepState
 
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
 _COMMON = ("on_failure", "denoise")
-_WHOLE = (0.0, 1.0)
 
 
 def solve(
     term: Term | Callable[..., Tensor],
     x: Tensor,
-    t: grids.Times = _WHOLE,
+    t: grids.Times | None = None,
     method: str = "dopri5",
     backend: str = "auto",
     steps: int | None = None,
@@ -51,7 +50,8 @@ def solve(
     Args:
         term: `path.ode(model)`, `path.sde(model)`, `ODE`, `SDE`, or a bare field(t, x).
         x: the state at t[0], (rows, ...), floating.
-        t: the two ends. A path's term lives on [0, 1]; one made by hand on any finite interval.
+        t: the two ends; None is (0, 1), or the interval of an adapted model. A path's term lives on
+            [0, 1]; one made by hand on any finite interval.
         method: a name of `interp.methods()`.
         backend: "rust" (CPU, float32 and float64, no gradients), "torch" (any device,
             differentiable), "torchdiffeq" (the methods it shares), or "auto": rust where it can.
@@ -124,7 +124,7 @@ def _request(
     _check_kind(term, method)
     _check_state(x)
     _check_options(method, options)
-    ends = grids.interval(t)
+    ends = grids.interval(term.interval if t is None else t)
     term.check(*ends)
     times = grids.grid_times(steps, grid, ends)
     _check_tolerances(rtol, atol, x.dtype if times is None else None)

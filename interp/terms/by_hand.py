@@ -29,6 +29,7 @@ class ODE:
     kind = "ode"
     path = None
     exact_time = False
+    interval = (0.0, 1.0)
     coordinates = None
 
     def check(self, t0: float, t1: float) -> None:
@@ -62,6 +63,7 @@ class SDE:
     kind = "sde"
     path = None
     exact_time = False
+    interval = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_callable("drift", self.drift)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import views
 from ..arguments import host, like
-from ..errors import OptionError, TimeError, UndeterminedView, UnknownName
+from ..errors import OptionError, OutOfRange, TimeError, UndeterminedView, UnknownName
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
@@ -70,6 +70,11 @@ def told(path: Interpolant, time: str | tuple[str, int], t: Tensor) -> Tensor:
     return torch.where((index - nearest).abs() < 1e-9 * n, nearest, index)
 
 
+def needs_exact_time(model: Model) -> bool:
+    """Whether a model wants its time in float64 whatever the dtype of x."""
+    return bool(getattr(model, "exact_time", False))
+
+
 def call(
     model: Model, path: Interpolant, time: str | tuple[str, int], t: Tensor, x: Tensor, cond: Cond
 ) -> object:
@@ -78,7 +83,7 @@ def call(
     A model with a true ``exact_time`` is told it in float64.
     """
     stamp = told(path, time, t)
-    if not getattr(model, "exact_time", False):
+    if not needs_exact_time(model):
         stamp = stamp.to(x.dtype)
     return model(stamp, x, **cond)
 
@@ -137,6 +142,29 @@ class PathTerm:
                 'Tell it "t" or "noise".'
             )
         self.path, self.model, self.view, self.time = path, model, view, time
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where a run goes by default: [0, 1], or what an adapted model has of it."""
+        from ..adapted import Adapted
+
+        return self.model.interval if isinstance(self.model, Adapted) else (0.0, 1.0)
+
+    def check_interval(self, t0: float, t1: float) -> None:
+        """Refuse times outside [0, 1], or outside what an adapted model has of it.
+
+        Raises:
+            TimeError, OutOfRange: names the interval.
+        """
+        check_times(t0, t1)
+        low, high = self.interval
+        if not (low <= min(t0, t1) and max(t0, t1) <= high):
+            raise OutOfRange(
+                f"the run from t = {t0!r} to {t1!r} leaves the interval from {low!r} to {high!r}, where "
+                "the model's own path has the log-SNR of this one. Stay inside; without t= the run goes "
+                "over all of it, from N(0, sigma(t)^2) at its beginning.",
+                interval=(low, high),
+            )
 
     def call(self, t: Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The model at t (float64) and x, told the time that it wants, in x's dtype."""

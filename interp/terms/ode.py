@@ -11,7 +11,7 @@ from ..arguments import host, spread
 from ..errors import TimeError
 from ..inverse import bisected
 from .coordinates import AngleClock, Coordinates, DataClock, NoiseClock
-from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, check_times
+from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, needs_exact_time
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
@@ -45,7 +45,7 @@ class PathODE(PathTerm):
     @property
     def exact_time(self) -> bool:
         """Whether the field needs t in float64 rather than in x's dtype."""
-        return self.view != "velocity" or self.time != "t"
+        return self.view != "velocity" or self.time != "t" or needs_exact_time(self.model)
 
     @property
     def coordinates(self) -> Coordinates | None:
@@ -62,7 +62,7 @@ class PathODE(PathTerm):
         Raises:
             TimeError: outside [0, 1], or a start where the view is silent.
         """
-        check_times(t0, t1)
+        self.check_interval(t0, t1)
         check_start(self.path, self.view, (max if self.path.reversed else min)(t0, t1))
         late = self.path.coefficients(host(max(t0, t1)))
         if self.view == "base" and self.path.gamma is not None and late.alpha.min() <= NEGLIGIBLE:

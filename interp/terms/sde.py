@@ -31,7 +31,7 @@ from .model import (
     bound,
     check_callable,
     check_start,
-    check_times,
+    needs_exact_time,
     told,
 )
 
@@ -132,7 +132,7 @@ class PathSDE(PathTerm):
     @property
     def exact_time(self) -> bool:
         """Whether the drift needs t in float64 rather than in x's dtype."""
-        return not self.exponential or self.time != "t"
+        return not self.exponential or self.time != "t" or needs_exact_time(self.model)
 
     @property
     def exponential(self) -> bool:
@@ -145,7 +145,7 @@ class PathSDE(PathTerm):
         Raises:
             TimeError: outside [0, 1], or a start where the view is silent.
         """
-        check_times(t0, t1)
+        self.check_interval(t0, t1)
         if self.score is None and not self.pair:
             check_start(self.path, self.view, min(t0, t1))
         if self.exponential:
