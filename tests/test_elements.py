@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
-from interp import Interpolant, exact, schedules
+from interp import Interpolant, schedules
 from interp.errors import OptionError, ScheduleError, TimeError, UndeterminedView, Unsupported
 
 F64 = torch.float64
@@ -215,8 +215,6 @@ def test_what_needs_one_log_snr_says_so():
         interp.solve(path.ode(lambda t, x: x, view="noise"), x)
     with pytest.raises(UndeterminedView, match="t = 1.0"):
         path.convert(x, "data", "velocity", x, 1.0)
-    with pytest.raises(Unsupported, match="element"):
-        exact.Gaussian(torch.zeros(3), 1.0).velocity(path)(0.5, x)
     assert path.base.scale == 1.0
     uneven = Interpolant(lambda t: (1 - t[..., None]) * SPEEDS, lambda t: t)
     with pytest.raises(Unsupported, match="from 1 to 3"):

@@ -4,6 +4,7 @@ both ends of a path, matrices where none does.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,14 +38,27 @@ class Components:
         return bool((self.spectrum == self.spectrum[:, :1]).all())
 
 
+class Share(NamedTuple):
+    """``left`` C ``right``: of two coefficients of a path, and their product.
+
+    The product is apart since it may be finite where a factor is not, such as alpha alpha'.
+    Coefficients are numbers, (n,) for a time a row, or (1 or n, d) where each element has its own;
+    then left and right scale rows and columns of C. A ``left`` of None is 1.
+    """
+
+    left: Tensor | None
+    right: Tensor
+    product: Tensor
+
+
 class Shares(NamedTuple):
     """What a covariance is made of: so much of 1, of C0, of C1, of K and of K^T."""
 
-    identity: Tensor
-    zeroth: Tensor
-    first: Tensor
-    cross: Tensor
-    crossed: Tensor
+    identity: Tensor | None = None
+    zeroth: Share | None = None
+    first: Share | None = None
+    cross: Share | None = None
+    crossed: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -63,15 +77,21 @@ class Covariances:
 
     def combine(self, shares: Shares) -> Tensor:
         """The sum, (P, d[, d]), or (n, P, d[, d]) for shares (n,)."""
-        axes = self.first.ndim
-        one = torch.eye(self.first.shape[-1]).to(self.first) if self.dense else 1.0
-        total = column(shares.first, axes) * self.first + column(shares.identity, axes) * one
-        if self.zeroth is not None:
-            total = total + column(shares.zeroth, axes) * self.zeroth
-        if self.cross is not None:
-            total = total + column(shares.cross, axes) * self.cross
-            total = total + column(shares.crossed, axes) * self.cross.mT
-        return total
+        crossed = None if self.cross is None else self.cross.mT
+        matrices = (self.zeroth, self.first, self.cross, crossed)
+        pairs = zip(shares[1:], matrices, strict=True)
+        terms = [_scaled(s, C, self.dense) for s, C in pairs if s is not None and C is not None]
+        if shares.identity is not None:
+            terms.append(self._diagonal(shares.identity))
+        return functools.reduce(torch.add, terms)
+
+    def _diagonal(self, c: Tensor) -> Tensor:
+        """C times the identity."""
+        if c.ndim == 2:
+            return (torch.diag_embed(c) if self.dense else c)[:, None]
+        if not self.dense:
+            return column(c, 2)
+        return column(c, 3) * torch.eye(self.first.shape[-1]).to(self.first)
 
     def enter(self, v: Tensor) -> Tensor:
         """Vectors (n, P, d) in local coordinates."""
@@ -106,8 +126,23 @@ class Covariances:
         return torch.einsum("kde,nke->nkd" if S.ndim == 3 else "nkde,nke->nkd", S, y)
 
 
+def _scaled(share: Share, C: Tensor, dense: bool) -> Tensor:
+    """``left`` C ``right`` for C (P, d[, d])."""
+    if share.product.ndim < 2:
+        return column(share.product, C.ndim) * C
+    if not dense:
+        return share.product[:, None] * C
+    full = C * share.right[:, None, None, :]
+    if share.left is not None:
+        full = share.left[:, None, :, None] * full
+    diagonal = share.product[:, None] * C.diagonal(dim1=-2, dim2=-1)
+    return torch.diagonal_scatter(full, diagonal, dim1=-2, dim2=-1)
+
+
 def column(c: Tensor, axes: int) -> Tensor:
-    """(n,) as (n, 1, ...) with ``axes`` further axes; 0-d as it is."""
+    """(n,) as (n, 1, ...) with ``axes`` further axes, (n, d) as (n, 1, d); 0-d as it is."""
+    if c.ndim == 2:
+        return c[:, None]
     return c.reshape(-1, *(1,) * axes) if c.ndim else c
 
 
@@ -116,23 +151,45 @@ def symmetric(C: Tensor) -> Tensor:
     return (C + C.mT) / 2
 
 
+def rotated(parts: Components, V: Tensor) -> Components:
+    """The components in the coordinates V x, V (d, d) orthonormal."""
+    means = parts.means @ V.mT
+    if parts.isotropic:
+        return Components(parts.weights, means, parts.spectrum, None)
+    own = torch.eye(V.shape[0]).to(V) if parts.basis is None else parts.basis
+    return Components(parts.weights, means, parts.spectrum, (V @ own).expand(len(means), -1, -1))
+
+
 def pair(zeroth: Tensor, first: Tensor, n0: int, n1: int) -> tuple[Tensor, Tensor]:
     """Both (K, ...) over the n0 n1 pairs of components, the base's index first."""
     return zeroth.repeat_interleave(n1, 0), first.repeat(n0, *(1,) * (first.ndim - 1))
 
 
+def of_one(target: Components, on_axes: bool) -> Covariances:
+    """Those of the target beside the base N(0, 1)."""
+    if target.isotropic:
+        return Covariances(None, target.spectrum, None)
+    if on_axes and target.basis is not None:
+        return Covariances(None, target.covs, None, dense=True)
+    return Covariances(None, target.spectrum, target.basis)
+
+
 def of_pairs(
-    base: Components, target: Components, n0: int, n1: int, cross: Tensor | None
+    base: Components, target: Components, cross: Tensor | None, on_axes: bool
 ) -> Covariances:
-    """Eigenvalues where one basis serves both ends, matrices where none does."""
-    isotropic = base.isotropic, target.isotropic
-    shared = any(isotropic) or base.basis is target.basis is None
-    if cross is not None or not shared:
+    """Those of all pairs, eigenvalues where one basis serves both ends, else matrices.
+
+    With ``on_axes``, for a path whose coefficients differ between the axes, that basis is the axes.
+    """
+    sizes = len(base.weights), len(target.weights)
+    bases = [c.basis for c in (base, target) if not c.isotropic and c.basis is not None]
+    axes = [c for c in (base, target) if not c.isotropic and c.basis is None]
+    if cross is not None or len(bases) > 1 or (bases and (axes or on_axes)):
         own = None if cross is None else cross[None]
-        return Covariances(*pair(base.covs, target.covs, n0, n1), None, dense=True, cross=own)
+        return Covariances(*pair(base.covs, target.covs, *sizes), None, dense=True, cross=own)
     basis = None
-    if target.basis is not None and isotropic[0]:
-        basis = target.basis.repeat(n0, 1, 1)
-    elif base.basis is not None and isotropic[1]:
-        basis = base.basis.repeat_interleave(n1, 0)
-    return Covariances(*pair(base.spectrum, target.spectrum, n0, n1), basis=basis)
+    if bases and bases[0] is target.basis:
+        basis = target.basis.repeat(sizes[0], 1, 1)
+    elif bases:
+        basis = bases[0].repeat_interleave(sizes[1], 0)
+    return Covariances(*pair(base.spectrum, target.spectrum, *sizes), basis=basis)

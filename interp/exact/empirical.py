@@ -13,6 +13,7 @@ from ..arguments import Time, real, require_floating, whole
 from ..coefficients import Coefficients
 from ..errors import OptionError, TimeError, Unsupported
 from ..interpolant import Interpolant
+from .elements import PerElement
 from .entropies import sampled_entropy
 from .laws import refuse_infinite, row_coefficients, rows_like, rows_of
 from .target import Coupling, Estimate, FlowMap, Target, one_time
@@ -127,6 +128,11 @@ class Empirical(Target):
         time = one_time(t)
         self._law(path, base, coupling)
         k = path.coefficients(time)
+        if path.element:
+            raise Unsupported(
+                "the law of a data set on a path with one schedule an element has kernels of many "
+                "widths. Use log_density, score and velocity, which are closed forms there too."
+            )
         bandwidth = math.hypot(k.sigma.item(), k.beta.item() * self.bandwidth)
         return Empirical(k.beta.item() * self.points, bandwidth, self.chunk)
 
@@ -145,7 +151,7 @@ class Empirical(Target):
 
     def _law(
         self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
-    ) -> EmpiricalLaw:
+    ) -> EmpiricalLaw | PerElement[EmpiricalLaw]:
         if base is not None or not path.gaussian_base:
             raise Unsupported(
                 "a data set has closed forms along paths with a Gaussian base only. Use base=None and "
@@ -156,21 +162,38 @@ class Empirical(Target):
                 f"there is no closed form for the coupling {coupling!r} with a data set. Use "
                 "coupling=None."
             )
-        return EmpiricalLaw(self, path)
+        if not path.element:
+            return EmpiricalLaw(self, path)
+
+        def law_of(row: tuple[int, ...], V: Tensor | None) -> EmpiricalLaw:
+            if V is None:
+                return EmpiricalLaw(self, path, row)
+            points = self.points @ V.mT.to(self.points)
+            return EmpiricalLaw(Empirical(points, self.bandwidth, self.chunk), path, row)
+
+        return PerElement(path, self.dim, law_of)
 
 
 class EmpiricalLaw:
-    """The law of I_t and the posterior means that go with it."""
+    """The law of I_t and the posterior means that go with it.
 
-    def __init__(self, target: Empirical, path: Interpolant) -> None:
-        self.target, self.path = target, path
+    ``row`` is the shape of a row where the path has one schedule an element: then S has one variance
+    an element, and all below holds element by element.
+    """
+
+    def __init__(
+        self, target: Empirical, path: Interpolant, row: tuple[int, ...] | None = None
+    ) -> None:
+        self.target, self.path, self.row = target, path, row
 
     def _sums(self, t: Time, x: Tensor) -> tuple[Coefficients, Tensor, _Sums]:
-        """The path's numbers and S, as columns of the rows of ``x``, and the softmax over the data."""
-        k = row_coefficients(self.path, t, x, self.target.points.device)
+        """The path's numbers, S, and the softmax over the data."""
+        k = row_coefficients(self.path, t, x, self.target.points.device, self.row)
         S = k.sigma**2 + (k.beta * self.target.bandwidth) ** 2
-        if not (S > 0).all():
-            at = k.t[S == 0][0] if k.t.ndim else k.t
+        clean = S <= 0
+        if clean.any():
+            times = k.t.reshape(-1)
+            at = times[clean.reshape(len(times), -1).any(1)][0]
             raise TimeError(
                 f"at t = {at.item():g} no noise is left, and the law of a data set is discrete. Use a "
                 "time below it, or a bandwidth."
@@ -219,15 +242,15 @@ class EmpiricalLaw:
         k, S, sums = self._sums(t, x)
         h2 = self.target.bandwidth**2
         own = h2 * k.sigma**2 / S  # of one kernel; between kernels x1's mean moves by sigma^2 / S
-        moved = (k.sigma**2 / S) ** 2
-        eye = torch.eye(self.target.dim).to(sums.mean)
-        total = _rows(_rows(moved)) * sums.covariance() + _rows(_rows(own)) * eye
+        moved = k.sigma**2 / S
+        own, moved = (_rows(c).expand(len(x), self.target.dim) for c in (own, moved))
+        total = moved[:, :, None] * sums.covariance() * moved[:, None, :] + torch.diag_embed(own)
         return total.to(device=x.device, dtype=x.dtype)
 
 
 def _rows(c: Tensor) -> Tensor:
-    """(n, ...) with one more axis at the end; 0-d as it is."""
-    return c[..., None] if c.ndim else c
+    """(n,) as (n, 1), ready to multiply rows; 0-d and (n, d) as they are."""
+    return c[:, None] if c.ndim == 1 else c
 
 
 class _Sums:
@@ -237,31 +260,33 @@ class _Sums:
     """
 
     def __init__(self, target: Empirical, x: Tensor, beta: Tensor, S: Tensor) -> None:
-        self._target, self._x = target, x
-        n = len(x)
-        self._beta, self._S = (c.to(x).expand(n) for c in (beta, S))
+        self._target, self._S = target, _rows(S.to(x))
+        # In units of sqrt(S) every kernel is N(w d_i, 1).
+        root = self._S.sqrt()
+        self._x, self._w = x / root, (_rows(beta.to(x)) / root).expand(len(x), -1 if S.ndim else 1)
         # A block of rows and one of data make a matrix of 2^21 numbers at most.
         self._rows = max(1, 2**21 // target.chunk)
         blocks = [self._reduced(rows) for rows in self._slices()]
         top, total, self.mean = (torch.cat(part) for part in zip(*blocks, strict=True))
-        self.residual = x - self._beta[:, None] * self.mean
+        self.residual = x - _rows(beta.to(x)) * self.mean
         self._log_total = top + total.log()
 
     @property
     def log_density(self) -> Tensor:
         """Log rho(x), (n,)."""
         d, N = self._x.shape[1], len(self._target.points)
-        return self._log_total - math.log(N) - 0.5 * d * (_LOG_2PI + self._S.log())
+        log_det = self._S.log().expand(len(self._x), d).sum(1)
+        return self._log_total - math.log(N) - 0.5 * (d * _LOG_2PI + log_det)
 
     def _slices(self) -> list[slice]:
         return [slice(i, i + self._rows) for i in range(0, max(len(self._x), 1), self._rows)]
 
     def _logits(self, rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
         """Exponents (n, c) and points (c, d), a chunk of the data at a time."""
-        x, beta, S = self._x[rows], self._beta[rows], self._S[rows]
+        x, w = self._x[rows], self._w[rows]
         for points in torch.split(self._target.points, self._target.chunk):
             d = points.to(x)
-            yield -0.5 * _squared_distances(x, d, beta) / S[:, None], d
+            yield -0.5 * _squared_distances(x, d, w), d
 
     def _reduced(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The largest exponent, the sum of exp beside it, and the mean."""
@@ -289,13 +314,14 @@ class _Sums:
         return total
 
 
-def _squared_distances(x: Tensor, points: Tensor, beta: Tensor) -> Tensor:
-    """|x_i - beta_i d_j|^2, (n, c)."""
+def _squared_distances(x: Tensor, points: Tensor, w: Tensor) -> Tensor:
+    """|x_i - w_i d_j|^2 (n, c), for w (n, 1) or (n, d)."""
     if x.shape[1] > _DIRECT:
-        across = beta[:, None] * (x @ points.mT)
-        squares = beta[:, None] ** 2 * points.square().sum(1)
+        squares = points.square()
+        squares = w**2 * squares.sum(1) if w.shape[1] == 1 else w**2 @ squares.mT
+        across = (w * x) @ points.mT
         return (x.square().sum(1)[:, None] - 2 * across + squares).clamp(min=0)
     total = torch.zeros(len(x), len(points)).to(x)
-    for i in range(x.shape[1]):
-        total = total + (x[:, i, None] - beta[:, None] * points[:, i]).square()
+    for i, w_i in enumerate(w.expand_as(x).unbind(1)):
+        total = total + (x[:, i, None] - w_i[:, None] * points[:, i]).square()
     return total

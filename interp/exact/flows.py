@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arguments import Time
 from ..errors import TimeError
-from .laws import Law, rows_like
+from .laws import Law, coefficients_at, rows_like
 from .target import FlowMap
 
 
@@ -47,8 +47,10 @@ def _propagator(law: Law, t: Tensor, r: Tensor) -> Tensor:
     d, device = law.m1.shape[1], law.m1.device
 
     def rate(time: float, flat: object) -> object:
-        k = law.path.coefficients(min(max(time, 0.0), 1.0))
-        S, dS = (law.covariances.combine(s)[0].cpu() for s in (law.variance(k), law.rate(k)))
+        k = coefficients_at(law.path, min(max(time, 0.0), 1.0), law.row)
+        S, dS = (
+            law.covariances.combine(s).reshape(d, d).cpu() for s in (law.variance(k), law.rate(k))
+        )
         Phi = torch.as_tensor(flat, dtype=torch.float64).reshape(d, d)
         return (dS @ torch.linalg.solve(S, Phi)).flatten().numpy()
 
@@ -82,7 +84,7 @@ def quantile_flow(law: Law) -> FlowMap:
 
 def _deviations(law: Law, t: Tensor) -> Tensor:
     """sqrt(S) of each pair, (P,) or (n, P)."""
-    S = law.covariances.combine(law.variance(law.path.coefficients(t)))
+    S = law.covariances.combine(law.variance(coefficients_at(law.path, t, law.row)))
     return law.covariances.matrices(S)[..., 0, 0].sqrt()
 
 

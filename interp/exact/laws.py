@@ -23,15 +23,16 @@ finite where alpha' is not.
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
 from ..arguments import Time, as_time, check_rows, require_floating
 from ..coefficients import Coefficients
-from ..errors import OptionError, TimeError, Unsupported
+from ..errors import OptionError, TimeError
 from ..interpolant import Interpolant
-from .covariances import Components, Covariances, Shares, column, of_pairs, pair, symmetric
+from .covariances import Components, Share, Shares, column, of_one, of_pairs, pair, symmetric
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -44,6 +45,8 @@ class Law:
         path: the path.
         base: the law of x0; None is N(0, 1).
         cross: Cov[x0, x1] (d, d), for two ends of one component; None is 0.
+        row: the shape of one row where the path has one schedule an element; None where it is one
+            function of t.
     """
 
     def __init__(
@@ -52,31 +55,46 @@ class Law:
         path: Interpolant,
         base: Components | None,
         cross: Tensor | None = None,
+        row: tuple[int, ...] | None = None,
     ) -> None:
         self.path = path
+        self.row = row
         self.standard = base is None
         if base is None:
             self.m0, self.m1, self.log_weights = None, target.means, target.weights.log()
-            self.covariances = Covariances(None, target.spectrum, target.basis)
+            self.covariances = of_one(target, row is not None)
             return
         pairs = len(base.weights), len(target.weights)
         self.log_weights = (base.weights.log()[:, None] + target.weights.log()).flatten()
         m0, self.m1 = pair(base.means, target.means, *pairs)
         self.m0 = m0 if m0.any() else None
-        self.covariances = of_pairs(base, target, *pairs, cross)
+        self.covariances = of_pairs(base, target, cross, row is not None)
 
     # Shares of the identity, C0, C1, K and K^T
 
     def variance(self, k: Coefficients) -> Shares:
         """Cov[I, I] = S."""
-        identity, both = k.sigma if self.standard else k.gamma, k.alpha * k.beta
-        return Shares(identity**2, k.alpha**2, k.beta**2, both, both)
+        a, b, both = k.alpha, k.beta, k.alpha * k.beta
+        identity = k.sigma if self.standard else k.gamma
+        zeroth, first = Share(a, a, a**2), Share(b, b, b**2)
+        return Shares(identity**2, zeroth, first, Share(a, b, both), Share(b, a, both))
 
     def rate(self, k: Coefficients) -> Shares:
         """Cov[dI/dt, I]."""
+        a, b, da, db = k.alpha, k.beta, k.dalpha, k.dbeta
         identity = k.sigma_dsigma if self.standard else k.gamma_dgamma
-        cross = k.dalpha * k.beta, k.alpha * k.dbeta
-        return Shares(identity, k.alpha_dalpha, k.beta_dbeta, *cross)
+        zeroth, first = Share(da, a, k.alpha_dalpha), Share(db, b, k.beta_dbeta)
+        return Shares(identity, zeroth, first, Share(da, b, da * b), Share(db, a, db * a))
+
+    def end(self, k: Coefficients) -> Shares:
+        """Cov[x1, I]."""
+        return Shares(first=Share(None, k.beta, k.beta), crossed=Share(None, k.alpha, k.alpha))
+
+    def start(self, k: Coefficients) -> Shares:
+        """Cov[x0, I]."""
+        identity = k.alpha if self.standard else None
+        zeroth, cross = Share(None, k.alpha, k.alpha), Share(None, k.beta, k.beta)
+        return Shares(identity, zeroth=zeroth, cross=cross)
 
     def means(self, alpha: Tensor, beta: Tensor) -> Tensor:
         """Alpha m0 + beta m1, (P, d) or (n, P, d)."""
@@ -87,7 +105,7 @@ class Law:
 
     def coefficients(self, t: Time, x: Tensor) -> Coefficients:
         """The path's numbers at one time or one per row of ``x``."""
-        return row_coefficients(self.path, t, x, self.m1.device)
+        return row_coefficients(self.path, t, x, self.m1.device, self.row)
 
     def residual(self, k: Coefficients, x: Tensor) -> Tensor:
         """x - mu, (n, P, d)."""
@@ -128,6 +146,8 @@ class Law:
 
     def _require_finite(self, k: Coefficients) -> None:
         slope = k.dbeta if self.m0 is None else k.dbeta + k.dalpha
+        if self.row is not None and self.covariances.zeroth is not None:
+            slope = slope + k.dalpha
         if self.covariances.cross is not None:
             slope = slope + k.dalpha * k.beta + k.alpha * k.dbeta
         refuse_infinite(k, slope)
@@ -139,8 +159,7 @@ class Law:
 
     def _data(self, k: Coefficients, y: Tensor) -> Tensor:
         """E[x1 | I_t, pair], (n, P, d)."""
-        none = torch.zeros_like(k.beta)
-        return self.m1 + self._regression(Shares(none, none, k.beta, none, k.alpha), y)
+        return self.m1 + self._regression(self.end(k), y)
 
     def data(self, t: Time, x: Tensor) -> Tensor:
         """E[x1 | I_t = x]."""
@@ -150,9 +169,7 @@ class Law:
 
     def _base(self, k: Coefficients, y: Tensor) -> Tensor:
         """E[x0 | I_t, pair], (n, P, d)."""
-        none = torch.zeros_like(k.beta)
-        shares = Shares(k.alpha if self.standard else none, k.alpha, none, k.beta, none)
-        shift = self._regression(shares, y)
+        shift = self._regression(self.start(k), y)
         return shift if self.m0 is None else self.m0 + shift
 
     def base(self, t: Time, x: Tensor) -> Tensor:
@@ -210,47 +227,66 @@ class Law:
 
     def _within(self, k: Coefficients) -> Tensor:
         """Cov[x1 | I, pair] in local coordinates, (P, d[, d]) or (n, P, d[, d])."""
-        c, shares, none = self.covariances, self.variance(k), torch.zeros_like(k.beta)
+        c, shares = self.covariances, self.variance(k)
         S, rest = (
             c.combine(shares),
-            c.combine(shares._replace(first=none, cross=none, crossed=none)),
+            c.combine(shares._replace(first=None, cross=None, crossed=None)),
         )
         if not c.dense:
             return c.first * rest / S
-        if (
-            c.cross is None
-        ):  # C1 - beta^2 C1 S^-1 C1 = C1 S^-1 (S - beta^2 C1), where nothing cancels
+        if c.cross is None and self.row is None:
+            # C1 - beta^2 C1 S^-1 C1 = C1 S^-1 (S - beta^2 C1), in which nothing cancels.
             return symmetric(c.first @ torch.linalg.solve(S, rest))
-        gain = c.combine(Shares(none, none, k.beta, none, k.alpha))
+        gain = c.combine(self.end(k))
         early = c.first - gain @ torch.linalg.solve(S, gain.mT)
-        gain = c.combine(shares._replace(first=none, crossed=none))
+        if self.row is not None:
+            return symmetric(early)
+        gain = c.combine(shares._replace(first=None, crossed=None))
         late = (rest - gain @ torch.linalg.solve(S, gain.mT)) / column(k.beta**2, 3)
         return symmetric(torch.where(column(k.beta > k.sigma, 3), late, early))
 
 
-def row_coefficients(path: Interpolant, t: Time, x: Tensor, device: torch.device) -> Coefficients:
-    """The numbers of ``path`` at one time or one per row of ``x``.
+def row_coefficients(
+    path: Interpolant,
+    t: Time,
+    x: Tensor,
+    device: torch.device,
+    row: tuple[int, ...] | None = None,
+) -> Coefficients:
+    """The numbers of ``path`` at one time or one per row of ``x``: (), (n,), or (1 or n, d).
+
+    The last where ``row``, the shape of one row, is given, for a path of one schedule an element.
 
     Raises:
         TimeError: other times.
-        Unsupported: a path with one schedule an element.
     """
-    if path.element:
-        raise Unsupported(
-            f"there is no closed form for a path with one schedule an element, of shape "
-            f"{path.element}. Use a path that is one function of t."
-        )
     time = as_time(t)
     check_rows(time, x)
     if time.ndim > 1:
         raise TimeError(f"t has shape {tuple(time.shape)}. Give one time, or one per row.")
-    return path.coefficients(time.to(device) if time.ndim else time)
+    return coefficients_at(path, time.to(device) if time.ndim else time, row)
+
+
+def coefficients_at(path: Interpolant, t: Time, row: tuple[int, ...] | None) -> Coefficients:
+    """The numbers of ``path``, each spread over the elements of a ``row`` where there is one."""
+    k = path.coefficients(t)
+    if row is None:
+        return k
+    missing = (1,) * (len(row) - len(path.element))
+
+    def spread(v: Tensor) -> Tensor:
+        return v.reshape(-1, *missing, *path.element).expand(-1, *row).flatten(1)
+
+    numbers = {f.name: spread(getattr(k, f.name)) for f in fields(k) if f.name != "t"}
+    return replace(k, **numbers)
 
 
 def refuse_infinite(k: Coefficients, slope: Tensor) -> None:
     """Refuse with a `TimeError` the times at which a ``slope`` of the path is infinite."""
-    if not slope.isfinite().all():
-        t = k.t[~slope.isfinite()][0] if k.t.ndim else k.t
+    infinite = ~slope.isfinite()
+    if infinite.any():
+        times = k.t.reshape(-1)
+        t = times[infinite.reshape(len(times), -1).any(1)][0]
         raise TimeError(
             f"the velocity is infinite at t = {t.item():g}, where a derivative of the path is. "
             "Use a time strictly inside (0, 1)."

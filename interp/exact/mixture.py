@@ -12,10 +12,11 @@ from .. import noise
 from ..arguments import Time, whole
 from ..errors import OptionError, Unsupported
 from ..interpolant import Interpolant
-from .covariances import Components, Covariances
+from .covariances import Components, Covariances, rotated
+from .elements import PerElement
 from .entropies import line_entropy, normal_entropy, sampled_entropy
 from .flows import affine_flow, quantile_flow
-from .laws import Law, rows_of
+from .laws import Law, coefficients_at, rows_of
 from .plans import cross_covariance
 from .target import Coupling, Estimate, FlowMap, Target, one_time
 
@@ -151,19 +152,11 @@ class Mixture(Target):
         coupling: Coupling = None,
     ) -> Mixture:
         """The law of I_t on ``path`` at one time; a `Gaussian` where it has one component."""
-        time = one_time(t)
-        law = self._law(path, base, coupling)
-        k = path.coefficients(time)
-        S = law.covariances.combine(law.variance(k))
-        if law.covariances.dense:
-            S, basis = torch.linalg.eigh(S)
-        else:
-            basis = law.covariances.basis
-        kind = Gaussian if len(law.log_weights) == 1 else Mixture
-        marginal = kind.__new__(kind)
-        means = law.means(k.alpha, k.beta)
-        marginal._components = Components(law.log_weights.exp(), means, S, basis)
-        return marginal
+        time, law = one_time(t), self._law(path, base, coupling)
+        if isinstance(law, PerElement):
+            row = (self.dim,)
+            return _marginal(law.law(row), time, law.matrix(row))
+        return _marginal(law, time, None)
 
     def flow(
         self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
@@ -180,16 +173,42 @@ class Mixture(Target):
             Unsupported: a mixture in more than one dimension. Also as the other methods.
         """
         law = self._law(path, base, coupling)
-        if len(law.log_weights) == 1:
-            return affine_flow(law)
-        if self.dim == 1:
-            return quantile_flow(law)
-        raise Unsupported(
-            f"the flow of {len(law.log_weights)} components in {self.dim} dimensions is no closed "
-            "form. Integrate it: interp.solve(path.ode(target.velocity(path)), x)."
-        )
+        pairs = len(self.weights) * (len(base.weights) if isinstance(base, Mixture) else 1)
+        if pairs > 1 and self.dim > 1:
+            raise Unsupported(
+                f"the flow of {pairs} components in {self.dim} dimensions is no closed form. "
+                "Integrate it: interp.solve(path.ode(target.velocity(path)), x)."
+            )
+        kind = affine_flow if pairs == 1 else quantile_flow
+        return law.flow(kind) if isinstance(law, PerElement) else kind(law)
 
-    def _law(self, path: Interpolant, base: Target | None = None, coupling: Coupling = None) -> Law:
+    def _law(
+        self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
+    ) -> Law | PerElement[Law]:
+        zeroth = self._check_base(path, base)
+        cross = None
+        if coupling is not None and not (isinstance(coupling, str) and coupling == "independent"):
+            zeroth = _standard(self._components) if zeroth is None else zeroth
+            _check_coupling(coupling, len(zeroth.weights) * len(self.weights))
+            cross = cross_covariance(coupling, zeroth, self._components)
+        if not path.element:  # a basis changes nothing then
+            return Law(self._components, path, zeroth, cross)
+
+        def law_of(row: tuple[int, ...], V: Tensor | None) -> Law:
+            if V is None:
+                return Law(self._components, path, zeroth, cross, row)
+            V = V.to(self.means.device)
+            return Law(
+                rotated(self._components, V),
+                path,
+                None if zeroth is None else rotated(zeroth, V),
+                None if cross is None else V @ cross @ V.mT,
+                row,
+            )
+
+        return PerElement(path, self.dim, law_of)
+
+    def _check_base(self, path: Interpolant, base: Target | None) -> Components | None:
         if base is not None and not isinstance(base, Mixture):
             raise OptionError(f"base is a {type(base).__name__}. Give a Gaussian or a Mixture.")
         if base is None and not path.gaussian_base:
@@ -202,13 +221,24 @@ class Mixture(Target):
                 f"the base has {base.dim} dimensions and the target {self.dim}. "
                 f"Give the base's mean the shape ({self.dim},)."
             )
-        zeroth = None if base is None else base._components
-        if coupling is None or (isinstance(coupling, str) and coupling == "independent"):
-            return Law(self._components, path, zeroth)
-        zeroth = _standard(self._components) if zeroth is None else zeroth
-        _check_coupling(coupling, len(zeroth.weights) * len(self.weights))
-        cross = cross_covariance(coupling, zeroth, self._components)
-        return Law(self._components, path, zeroth, cross)
+        return None if base is None else base._components
+
+
+def _marginal(law: Law, t: Tensor, V: Tensor | None) -> Mixture:
+    """The law of I_t, from that of V I_t."""
+    k = coefficients_at(law.path, t, law.row)
+    pairs, d = law.m1.shape
+    means = law.means(k.alpha, k.beta).reshape(pairs, d)
+    S, basis = law.covariances.combine(law.variance(k)), law.covariances.basis
+    if law.covariances.dense:
+        S, basis = torch.linalg.eigh(S.reshape(pairs, d, d))
+    if V is not None:
+        own = torch.eye(d).to(V) if basis is None else basis
+        means, basis = means @ V, (V.mT @ own).expand(pairs, d, d)
+    kind = Gaussian if pairs == 1 else Mixture
+    marginal = kind.__new__(kind)
+    marginal._components = Components(law.log_weights.exp(), means, S.reshape(pairs, d), basis)
+    return marginal
 
 
 def _standard(like: Components) -> Components:

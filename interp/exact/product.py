@@ -126,6 +126,11 @@ class Product(Target):
         self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
     ) -> Along:
         bases = self._bases(base, coupling)
+        if path.element:
+            raise Unsupported(
+                f"one schedule an element, of shape {path.element}, does not split into the blocks of a "
+                "Product. Use a Gaussian or a Mixture of all dimensions."
+            )
         return _ProductLaw(
             self, [f._law(path, b, coupling) for f, b in zip(self.factors, bases, strict=True)]
         )
