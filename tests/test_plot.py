@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
+import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -427,6 +431,43 @@ assert dict(dict.items(matplotlib.rcParams)) == before
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.iterdir())) == 6
+
+
+# What is written about them
+
+FUNCTIONS = [n for n in plot.__all__ if "Example:" in (getattr(plot, n).__doc__ or "")]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_example_of_every_function_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = inspect.getdoc(getattr(plot, name)).partition("Example:\n")[2].partition("\n\n")[0]
+    images = name == "strip"
+    x0, x1 = torch.randn(2, 32, 2, generator=torch.Generator().manual_seed(0))
+    known = {
+        "interp": interp, "torch": torch, "plot": plot, "schedules": schedules, "path": LINEAR,
+        "target": PEAKS if name == "trajectories" else MOONS, "x0": x0, "x1": x1,
+        "model": (lambda t, x: -x) if images else MOONS.velocity(LINEAR),
+        "x": torch.zeros(4, 1, 8, 8) if images else x0,
+    }  # fmt: skip
+    exec(textwrap.dedent(lines), known)
+    (made,) = tmp_path.iterdir()
+    with Image.open(made) as image:
+        image.verify()
+
+
+def test_every_picture_has_an_example():
+    """But the two that training writes, and a law's name."""
+    assert set(plot.__all__) - set(FUNCTIONS) == {"grid", "loss_curve", "target"}
+
+
+def test_the_readmes_pictures_are_there_and_small():
+    root = Path(__file__).parent.parent
+    shown = re.findall(r"!\[[^]]+\]\((docs/[^)]+)\)", (root / "README.md").read_text())
+    assert len(shown) >= 4
+    for name in shown:
+        limit = 1_500_000 if name.endswith(".gif") else 200_000  # what a page should weigh
+        assert (root / name).stat().st_size < limit
 
 
 # What makes no sense

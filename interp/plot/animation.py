@@ -40,7 +40,7 @@ def animate(
 
     Example:
         x = path.base.sample((400, 2), seed=0)
-        times = torch.linspace(0, 1, 61)
+        times = torch.linspace(0, 1, 31)
         flow = interp.solve(path.ode(target.data(path), view="data"), x, save_at=times)
         plot.animate(flow, target, path, to="flow.gif")
 

@@ -105,8 +105,10 @@ def header(
     colors: Sequence[str] | None = None,
 ) -> None:
     """What the colours mean, above all panels, each name in its colour."""
-    entry = 0.62 + 0.085 * max(len(name) for name in names)  # inches, at this size of letters
-    columns = max(1, min(len(names), int(figure.get_figwidth() / entry)))
+    entries = [0.62 + 0.085 * len(name) for name in names]  # inches, at this size of letters
+    width = figure.get_figwidth()
+    one_line = sum(entries) < width
+    columns = len(names) if one_line else max(1, int(width / max(entries)))
     figure.legend(
         handles, names, loc="outside upper left", ncols=columns, frameon=False,
         labelcolor=colors or "linecolor", fontsize=10, handlelength=1.6, columnspacing=1.8, borderaxespad=0.2,
