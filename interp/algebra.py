@@ -31,7 +31,7 @@ class Composite(Schedule):
     def __init__(self, *parts: Schedule) -> None:
         super().__init__(self._value)
         self.parts = parts
-        self.element = broadcast(*(part.element for part in parts))
+        self.element = broadcast(*(part.element for part in parts)) if parts else ()
 
     def __call__(self, t: Tensor) -> Tensor:
         return self._exact(t, self._value(t))

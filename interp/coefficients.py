@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .curve import Curve
 
 _NEGLIGIBLE = 1e-12  # below this a coefficient at an end counts as zero
 
@@ -16,7 +21,8 @@ class Coefficients:
     """The schedules of a path and their derivatives at t: float64, of shape t.shape + element.
 
     A derivative may be infinite at an end; the products ``alpha_dalpha`` = alpha alpha' and so on
-    are finite there, and ``sigma_dsigma`` = alpha alpha' + gamma gamma' is sigma sigma'.
+    are finite there, and ``sigma_dsigma`` = alpha alpha' + gamma gamma' is sigma sigma'. Second
+    derivatives, ``ddalpha`` and so on, cost nothing until they are read.
     """
 
     t: Tensor
@@ -32,6 +38,38 @@ class Coefficients:
     beta_dbeta: Tensor
     gamma_dgamma: Tensor
     sigma_dsigma: Tensor
+    curve: Curve | None = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def ddalpha(self) -> Tensor:
+        """alpha''; the second derivatives are worked out when they are asked for."""
+        return self._second("alpha")
+
+    @functools.cached_property
+    def ddbeta(self) -> Tensor:
+        """beta''."""
+        return self._second("beta")
+
+    @functools.cached_property
+    def ddgamma(self) -> Tensor:
+        """gamma''."""
+        return self._second("gamma")
+
+    @functools.cached_property
+    def ddsigma(self) -> Tensor:
+        """sigma'' = (alpha'^2 + alpha alpha'' + gamma'^2 + gamma gamma'' - sigma'^2) / sigma."""
+        if self.alpha is self.sigma:
+            return self.ddalpha
+        grown = self.dalpha**2 + self.alpha * self.ddalpha
+        grown = grown + self.dgamma**2 + self.gamma * self.ddgamma
+        return (grown - self.dsigma**2) / self.sigma
+
+    def _second(self, name: str) -> Tensor:
+        schedule = getattr(self.curve, name)
+        if schedule is None:
+            return torch.zeros_like(self.alpha)
+        second: Tensor = schedule.second_derivative(self.t)
+        return second
 
 
 def _common(values: Tensor) -> float:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .arguments import Time, as_time
+from .arguments import Time, as_time, holds
 from .coefficients import Boundary, Coefficients
-from .errors import OptionError, ScheduleError
+from .errors import OptionError, ScheduleError, Unsupported
 from .inverse import bisected, followed
 from .scalar import EDGES, GRID, Scalar, Schedule, checked, widened
+
+if TYPE_CHECKING:
+    from .noising import Noising
 
 
 class Curve:
@@ -85,12 +89,12 @@ class Curve:
         else:
             g, dg, g_dg = self.gamma.jet(t)
         if self.gamma is None and self.gaussian_base:  # alpha > 0 was checked: it is sigma
-            return Coefficients(t, a, b, g, da, db, dg, a, da, a_da, b_db, g_dg, a_da)
+            return Coefficients(t, a, b, g, da, db, dg, a, da, a_da, b_db, g_dg, a_da, self)
         sigma, s_ds = torch.hypot(a, g), a_da + g_dg
         # Where sigma reaches 0 it does so at an end, falling to t = 1 or rising from t = 0.
         slope = torch.hypot(da, dg) * torch.where(widened(t, a) < 0.5, 1.0, -1.0)
         dsigma = torch.where(sigma > 0, s_ds / sigma, slope)
-        return Coefficients(t, a, b, g, da, db, dg, sigma, dsigma, a_da, b_db, g_dg, s_ds)
+        return Coefficients(t, a, b, g, da, db, dg, sigma, dsigma, a_da, b_db, g_dg, s_ds, self)
 
     @property
     def invertible(self) -> bool:
@@ -106,6 +110,37 @@ class Curve:
     def sigma(self, t: Time) -> Tensor:
         """sqrt(alpha^2 + gamma^2), float64."""
         return self._beta_sigma(as_time(t))[1]
+
+    def noising(self, t: Time) -> Noising:
+        """f and G of the noising SDE dX = f X du + G dW in u = 1 - t, at t; see `interp.noising`.
+
+        f = -beta' / beta and G^2 = 2 (sigma^2 beta' / beta - sigma sigma'), float64; both infinite
+        where beta is 0.
+
+        Raises:
+            Unsupported: a path whose base is not Gaussian.
+            ScheduleError: a time at which log-SNR falls, so that noising would take noise away.
+        """
+        from .noising import Noising
+
+        if not self.gaussian_base:
+            raise Unsupported(
+                "no SDE of x alone noises the data of this path, whose base is not Gaussian. Build it "
+                "with gaussian_base=True."
+            )
+        k = self.coefficients(t)
+        rate = k.dbeta / k.beta
+        squared = 2 * (k.sigma**2 * rate - k.sigma_dsigma)
+        # Rounding of the difference; where beta is 0, 0 times infinity is the square's own infinity.
+        squared = torch.where(squared.isnan(), torch.inf, squared)
+        room = 1e-12 * k.sigma_dsigma.abs()
+        if not holds(squared >= -room):
+            at = widened(k.t, squared).expand_as(squared)[squared < -room][0].item()
+            raise ScheduleError(
+                f"log-SNR falls at t = {at:.6g}, where noising would take noise away. Use a path with "
+                "`path.monotone`."
+            )
+        return Noising(-rate, squared.clamp(min=0).sqrt())
 
     def log_snr(self, t: Time) -> Tensor:
         """2 (log beta - log sigma), float64; -inf where beta is 0 and +inf where sigma is."""
@@ -147,7 +182,7 @@ class Curve:
         lam = torch.as_tensor(lam, dtype=torch.float64)
         low, high = self.log_snr(0.0).to(lam.device), self.log_snr(1.0).to(lam.device)
         outside = ~((lam >= low) & (lam <= high))
-        if outside.any():
+        if not holds(~outside):
             raise OptionError(
                 f"log-SNR {lam[outside][0].item() if lam.ndim else lam.item():g} is not on this "
                 f"path, where it runs from {low.item():g} to {high.item():g}. Stay in that range."

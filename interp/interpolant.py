@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from . import views
-from .arguments import Time, as_time, check_element, check_rows, require_same, spread
+from .arguments import Time, as_time, check_element, check_rows, holds, require_same, spread
 from .base import IsotropicNormal
 from .curve import Curve
 from .errors import OptionError, TimeError, Unsupported
-from .scalar import Scalar, Schedule
+from .scalar import Scalar, Schedule, widened
 
 if TYPE_CHECKING:
     from .adapted import Adapted
@@ -97,6 +97,45 @@ class Interpolant(Curve):
         slopes = self.alpha.derivative(time), self.beta.derivative(time), gamma
         return self.combine(slopes, (x0, x1, z))
 
+    def second_rate(self, t: Time, x0: Tensor, x1: Tensor, z: Tensor | None = None) -> Tensor:
+        """d^2 I_t / dt^2 = alpha'' x0 + beta'' x1 + gamma'' z; arguments and errors as in `at`.
+
+        Raises:
+            TimeError: also at an end where a second derivative is infinite.
+        """
+        time = self._prepare(t, x0, x1, z)
+        shares = [
+            None if f is None else f.second_derivative(time)
+            for f in (self.alpha, self.beta, self.gamma)
+        ]
+        for share in shares:
+            if share is not None and not holds(share.isfinite()):
+                where = widened(time, share).expand_as(share)[~share.isfinite()]
+                raise TimeError(
+                    f"the second derivative of the path is infinite at t = {where[0].item():g}, where "
+                    "a schedule has a vertical tangent. Draw t strictly inside (0, 1)."
+                )
+        return self.combine([0.0 if s is None else s for s in shares], (x0, x1, z))
+
+    @classmethod
+    def from_sde(cls, f: Scalar | Schedule, g: Scalar | Schedule) -> Interpolant:
+        """The path of the noising SDE dX = f X du + g dW, in u = 1 - t from clean data at t = 1.
+
+        The inverse of `noising`. beta and sigma come from integrals of f and g, worked out once by
+        Chebyshev series, to about 1e-12.
+
+        Args:
+            f: a function of t, elementwise, float64; finite and smooth inside (0, 1). -1 / t at t = 0
+                takes the data out of the base.
+            g: the same; not negative.
+
+        Raises:
+            ScheduleError: functions that are not; with t.
+        """
+        from .noising import from_sde
+
+        return cls(*from_sde(f, g))
+
     def combine(self, shares: Sequence[Share], states: Sequence[Tensor | None]) -> Tensor:
         """sum_i c_i x_i: the one place where coefficients meet states.
 
@@ -142,7 +181,7 @@ class Interpolant(Curve):
     def _require_finite_rate(self, time: Tensor) -> None:
         ends = ((0.0, self.boundary.finite_rate0), (1.0, self.boundary.finite_rate1))
         for end, finite in ends:
-            if not finite and bool((time == end).any()):
+            if not finite and not holds(time != end):
                 raise TimeError(
                     f"dI/dt is infinite at t = {end:g}, where a schedule of this path has a "
                     "vertical tangent. Draw t strictly inside (0, 1)."
