@@ -221,7 +221,9 @@ class Interpolant(Curve):
             p, q = views.weights(k, source, target)
         else:
             p, q = views.two_sided(k, source, target, latent=self.gamma is not None)
-        return self.combine((q, 0.0 if p is None else p), (value, x))
+        if p is None:
+            return self.combine((q,), (value,))
+        return self.combine((q, p), (value, x)) if self.element else _balanced(p, x, q, value)
 
     # The base
 
@@ -412,3 +414,26 @@ class Interpolant(Curve):
         from .terms import PathSDE
 
         return PathSDE(self, model, view=view, time=time, diffusion=diffusion, score=score)
+
+
+def _balanced(p: Tensor, x: Tensor, q: Tensor, value: Tensor) -> Tensor:
+    """P x + q value with the larger share outside: one rounded ratio, at most 1, meets the state.
+
+    Where the two terms cancel, a rounded share of each would be amplified with them.
+    """
+    larger = q.abs() >= p.abs()
+    if not holds(larger):
+        if not holds(~larger):
+            most = torch.where(larger, q, p)
+            most = torch.where(most == 0, 1.0, most)  # the target is 0
+            return spread(most, x) * _plus(spread(q / most, x) * value, p / most, x)
+        p, x, q, value = q, value, p, x
+    ratio = torch.where(q == 0, 0.0, p / q)  # the target is 0
+    return spread(q, x) * _plus(value, ratio, x)
+
+
+def _plus(first: Tensor, share: Tensor, second: Tensor) -> Tensor:
+    factor = spread(share, second)
+    if factor.ndim == 0:
+        return first + factor * second
+    return torch.addcmul(first, factor, second)
