@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from interp import Interpolant, schedules
+from interp import Interpolant, couplings, schedules
 from interp.errors import OptionError, TimeError, Unsupported
 from interp.exact import Gaussian, Mixture, schroedinger_plan, transport_plan
 
@@ -186,6 +186,32 @@ def test_a_gaussian_base_may_be_coupled_too():
     own = END.velocity(path, coupling="optimal_transport")(0.3, points())
     wanted = END.velocity(path, given, "optimal_transport")(0.3, points())
     torch.testing.assert_close(own, wanted, rtol=0, atol=0)
+
+
+def test_couplings_are_taken_as_they_are():
+    """Objects, names and configs of `interp.couplings`, each the plan that it stands for."""
+    path, x = bridge(0.8), points()
+
+    def velocity(coupling):
+        return END.velocity(path, START, coupling)(0.4, x)
+
+    plan, transport = schroedinger_plan(B, A, 0.8), transport_plan(B, A)
+    for coupling, matrix in (
+        (couplings.independent(), None),
+        ("independent", None),
+        (couplings.schroedinger_bridge(0.8), plan),
+        ({"name": "schroedinger_bridge", "sigma": 0.8}, plan),
+        (couplings.optimal_transport(), transport),
+        (couplings.optimal_transport(reg=2 * 0.8**2), plan),
+        ("optimal_transport", transport),
+    ):
+        torch.testing.assert_close(velocity(coupling), velocity(matrix), rtol=1e-12, atol=1e-12)
+    for coupling in (
+        couplings.unbalanced(),
+        couplings.optimal_transport(cost=lambda x, y: x @ y.T),
+    ):
+        with pytest.raises(Unsupported, match="no closed form"):
+            velocity(coupling)
 
 
 # Flows without a common eigenbasis

@@ -13,6 +13,7 @@ from interp import testing
 from interp.errors import OptionError
 from interp.exact import Gaussian, Mixture
 from interp.testing import (
+    assert_equivalent,
     assert_order,
     assert_same_marginals,
     paths,
@@ -155,6 +156,28 @@ def test_order_on_a_problem_of_ones_own():
         lambda t, x: -x * x, torch.ones(1, 1).double(), (0.0, 1.0), torch.full((1, 1), 0.5).double()
     )
     assert assert_order("ralston", problem) == pytest.approx(2, abs=0.3)
+
+
+# Equivalence
+
+
+def test_paths_that_differ_in_speed_and_scale_are_one():
+    """To 1e-9, by the inverse of the log-SNR; linear and trigonometric both cover all of it."""
+    for other in (closed.trigonometric(), closed.linear().warp(lambda t: t * t).rescale(3.0)):
+        assert assert_equivalent(closed.linear(), other) < 1e-9
+    bridge = closed.brownian_bridge(0.7)
+    assert assert_equivalent(bridge, bridge.warp(lambda t: t * (1 + t) / 2)) < 1e-6
+
+
+def test_paths_that_are_merely_close_are_not():
+    """VP starts at beta / sigma = 6.57e-3, an angle of that from the linear path's start."""
+    with pytest.raises(AssertionError, match=r"at t = 0 .* 0\.00657 radians"):
+        assert_equivalent(closed.linear(), closed.variance_preserving())
+    assert_equivalent(closed.linear(), closed.variance_preserving(), tol=0.01)
+    with pytest.raises(AssertionError, match="not one path"):
+        assert_equivalent(closed.brownian_bridge(0.7), closed.brownian_bridge(0.8))
+    with pytest.raises(AssertionError, match="not one path"):
+        assert_equivalent(closed.linear(), closed.brownian_bridge(0.7))
 
 
 # Marginals

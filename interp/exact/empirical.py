@@ -16,6 +16,7 @@ from ..interpolant import Interpolant
 from .elements import PerElement
 from .entropies import sampled_entropy
 from .laws import refuse_infinite, row_coefficients, rows_like, rows_of
+from .plans import resolve
 from .target import Coupling, Estimate, FlowMap, Target, one_time
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -157,7 +158,7 @@ class Empirical(Target):
                 "a data set has closed forms along paths with a Gaussian base only. Use base=None and "
                 "such a path, or a Mixture."
             )
-        if coupling is not None and not (isinstance(coupling, str) and coupling == "independent"):
+        if resolve(coupling) is not None:
             raise Unsupported(
                 f"there is no closed form for the coupling {coupling!r} with a data set. Use "
                 "coupling=None."

@@ -17,7 +17,7 @@ from .elements import PerElement
 from .entropies import line_entropy, normal_entropy, sampled_entropy
 from .flows import affine_flow, quantile_flow
 from .laws import Law, coefficients_at, rows_of
-from .plans import cross_covariance
+from .plans import cross_covariance, resolve
 from .target import Coupling, Estimate, FlowMap, Target, one_time
 
 Values = float | Tensor | Sequence[float]
@@ -186,11 +186,15 @@ class Mixture(Target):
         self, path: Interpolant, base: Target | None = None, coupling: Coupling = None
     ) -> Law | PerElement[Law]:
         zeroth = self._check_base(path, base)
-        cross = None
-        if coupling is not None and not (isinstance(coupling, str) and coupling == "independent"):
+        plan, cross = resolve(coupling), None
+        if plan is not None:
             zeroth = _standard(self._components) if zeroth is None else zeroth
-            _check_coupling(coupling, len(zeroth.weights) * len(self.weights))
-            cross = cross_covariance(coupling, zeroth, self._components)
+            if len(zeroth.weights) * len(self.weights) > 1:
+                raise Unsupported(
+                    "between mixtures only independent ends have a closed form. Use coupling=None, or "
+                    "a Gaussian at both ends."
+                )
+            cross = cross_covariance(plan, zeroth, self._components)
         if not path.element:  # a basis changes nothing then
             return Law(self._components, path, zeroth, cross)
 
@@ -245,19 +249,6 @@ def _standard(like: Components) -> Components:
     """N(0, 1) beside ``like``."""
     zero = torch.zeros_like(like.means[:1])
     return Components(torch.ones_like(zero[:, 0]), zero, torch.ones_like(zero), None)
-
-
-def _check_coupling(coupling: object, pairs: int) -> None:
-    if not isinstance(coupling, Tensor) and coupling != "optimal_transport":
-        raise Unsupported(
-            f'there is no closed form for the coupling {coupling!r}. Use "independent", '
-            '"optimal_transport" or the matrix Cov[x0, x1], or a Monte Carlo estimate.'
-        )
-    if pairs > 1:
-        raise Unsupported(
-            "between mixtures only independent ends have a closed form. Use coupling=None, or a "
-            "Gaussian at both ends."
-        )
 
 
 class Gaussian(Mixture):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from ..arguments import real
-from ..errors import OptionError
+from ..couplings import Coupling, from_config
+from ..couplings.bridge import SchroedingerBridge
+from ..couplings.exact import OptimalTransport
+from ..couplings.independent import Independent
+from ..errors import OptionError, Unsupported
 from .covariances import Components
 
 
@@ -71,16 +78,40 @@ def _root(C: Tensor) -> Tensor:
     return root
 
 
-def cross_covariance(coupling: object, base: Components, target: Components) -> Tensor:
-    """Cov[x0, x1] of two normal laws from a ``coupling``, a matrix or "optimal_transport".
+def resolve(coupling: object) -> Tensor | float | None:
+    """What a ``coupling`` means between laws: None for independent ends, the matrix Cov[x0, x1], or
+    the sigma of a Schroedinger bridge, 0 for optimal transport.
+
+    Raises:
+        Unsupported: a coupling without a closed form.
+        UnknownName, OptionError: a name or options that do not exist.
+    """
+    if coupling is None or isinstance(coupling, Tensor):
+        return coupling
+    if isinstance(coupling, (str, Mapping, Coupling)):
+        made = from_config(coupling)
+        if isinstance(made, Independent):
+            return None
+        if isinstance(made, SchroedingerBridge):
+            return made.sigma
+        if isinstance(made, OptimalTransport) and made.cost is None:
+            return 0.0 if made.reg is None else math.sqrt(made.reg / 2)
+    raise Unsupported(
+        f"there is no closed form for the coupling {coupling!r}. Use independent, optimal_transport or "
+        "schroedinger_bridge of `interp.couplings`, or the matrix Cov[x0, x1]."
+    )
+
+
+def cross_covariance(plan: Tensor | float, base: Components, target: Components) -> Tensor:
+    """Cov[x0, x1] of two normal laws, from a matrix or from the sigma of a bridge.
 
     Raises:
         OptionError: a matrix of another shape, or one that makes the joint covariance indefinite.
     """
     C0, C1 = base.covs[0], target.covs[0].to(base.means.device)
-    if isinstance(coupling, str):
-        return transport_plan(C0, C1)
-    K = torch.as_tensor(coupling, dtype=torch.float64).to(C0.device)
+    if not isinstance(plan, Tensor):
+        return schroedinger_plan(C0, C1, plan)
+    K = plan.to(device=C0.device, dtype=torch.float64)
     if K.shape != C0.shape or not K.isfinite().all():
         raise OptionError(
             f"the coupling has shape {tuple(K.shape)}. Give Cov[x0, x1], finite, {tuple(C0.shape)}."

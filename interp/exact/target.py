@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..arguments import Time, as_time
+from ..couplings import Coupling as Pairing
 from ..errors import TimeError
 from ..interpolant import Interpolant
 
 Field = Callable[[Time, Tensor], Tensor]
 FlowMap = Callable[[Time, Time, Tensor], Tensor]
-Coupling = str | Tensor | None
+Coupling = Pairing | Mapping[str, Any] | str | Tensor | None
+"""A coupling of `interp.couplings`, its name or config; or the matrix Cov[x0, x1]."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ class Target(ABC):
     Args:
         path: the path.
         base: the law of x0; None is N(0, 1), for a path with a Gaussian base.
-        coupling: None or "independent": x0 and x1 are drawn apart. Between two Gaussians also
-            "optimal_transport", or the matrix Cov[x0, x1] (d, d), e.g. of `schroedinger_plan`.
+        coupling: None or independent: x0 and x1 are drawn apart. Between two Gaussians also
+            optimal_transport and schroedinger_bridge of `interp.couplings`, by name, config or as they
+            are: the plan between the laws, to which that of a batch comes as the batch grows. Or the
+            matrix Cov[x0, x1] (d, d).
 
     Raises:
         Unsupported: what has no closed form for this law, base or coupling.

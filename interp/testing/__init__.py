@@ -15,6 +15,7 @@ from then on. Hypothesis comes with ``pip install 'interp[test]'`` and is import
 
 from __future__ import annotations
 
+from .equivalence import assert_equivalent
 from .made import composed, monotone, two_sided
 from .marginals import assert_same_marginals
 from .orders import Problem, assert_order
@@ -22,6 +23,7 @@ from .strategies import paths, schedules, solvers, targets, times
 
 __all__ = [
     "Problem",
+    "assert_equivalent",
     "assert_order",
     "assert_same_marginals",
     "composed",
