@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from ..errors import OptionError
 from . import style
-from .images import images_of, is_images, shown_images, tiled
+from .images import Pixels, images_of, is_images, shown_images, tiled
 from .marginals import COLUMNS, backdrop, bare, laws_of, sided
 from .runs import check_pair, states
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _HOLD = 1.0  # seconds that the last frame stays before the film begins again
 _COLORS = 64  # of one palette for all frames: small files, and no flicker
-_CLOSE = 8  # colours as near as this are one to PIL, which looks for the nearest in boxes
 _DPI = 100
 
 
@@ -87,26 +86,34 @@ def _bytes(color: str) -> tuple[int, ...]:
     return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
 
-def _one_palette(frames: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[Image]:
+def _one_palette(frames: list[Pixels]) -> list[Image]:
+    """The frames in the nearest of one set of colours, in which the page and the dots keep theirs."""
     from PIL import Image
 
-    pictures = [Image.fromarray(frame) for frame in frames]
-    few = pictures[:: max(1, len(pictures) // 6)] + pictures[-1:]
-    both = Image.fromarray(np.concatenate([np.asarray(p) for p in few]))
-    # The page and the dots keep their own colours; means of what is alike are made up for the rest.
-    own = np.array(
-        [(255, 255, 255), *(_bytes(c) for c in (style.DATA, style.BASE, style.INK, style.GREY))]
-    )
-    palette = both.quantize(_COLORS - len(own), dither=Image.Dither.NONE)
-    made = np.array(palette.getpalette() or [], dtype=int).reshape(-1, 3)
-    apart = np.abs(made[:, None] - own).max(2).min(1) > _CLOSE
-    palette.putpalette(np.concatenate([own, made[apart]]).flatten().tolist())
-    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    few = frames[:: max(1, len(frames) // 6)] + frames[-1:]
+    own = np.array([(255, 255, 255), *map(_bytes, (style.DATA, style.BASE, style.INK, style.GREY))])
+    mixed = Image.fromarray(np.concatenate(few)).quantize(_COLORS - len(own))
+    palette = np.concatenate([own, np.array(mixed.getpalette() or [], dtype=int).reshape(-1, 3)])
+    place = np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    numbers = [frame.astype(np.int32) @ place for frame in frames]
+    seen = np.zeros(1 << 24, dtype=bool)
+    for number in numbers:
+        seen[number] = True
+    found = np.flatnonzero(seen)
+    parts = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1)
+    nearest = np.zeros(1 << 24, dtype=np.uint8)
+    for rows in np.array_split(np.arange(len(found)), 1 + len(found) // 10_000):
+        away = ((parts[rows, None] - palette) ** 2).sum(2)
+        nearest[found[rows]] = away.argmin(1)
+    pictures = [Image.fromarray(nearest[number]) for number in numbers]
+    for picture in pictures:
+        picture.putpalette(palette.flatten().tolist())
+    return pictures
 
 
 def _in_the_plane(
     t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None
-) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+) -> Iterator[Pixels]:
     """Points, with the density of each time below; both divided by the spread where it varies."""
     laws = None
     if target is not None and path is not None:
@@ -148,7 +155,7 @@ def _in_the_plane(
 
 def _on_the_line(
     t: Tensor, x: Tensor, target: Target | None, path: Interpolant | None, base: Target | None
-) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+) -> Iterator[Pixels]:
     """Curves that grow over (t, x), each with a point at its head."""
     if target is not None and path is not None:
         laws = laws_of(target, path, base, COLUMNS, None)
@@ -176,7 +183,7 @@ def _on_the_line(
         yield _frame(figure)
 
 
-def _images(solution: Solution) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+def _images(solution: Solution) -> Iterator[Pixels]:
     """The samples side by side, with a bar below that says how far t is."""
     t, x = images_of(solution)
     first, last = float(t[0]), float(t[-1])
@@ -189,6 +196,6 @@ def _images(solution: Solution) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]
         yield np.concatenate([tiles, bar])
 
 
-def _frame(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _frame(figure: Figure) -> Pixels:
     figure.set_dpi(_DPI)
     return style.pixels(figure)
