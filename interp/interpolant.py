@@ -34,6 +34,10 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _is(share: Share, number: float) -> bool:
+    return isinstance(share, float) and share == number
+
+
 class Interpolant(Curve):
     """A path I_t = alpha x0 + beta x1 + gamma z from three functions of t.
 
@@ -136,25 +140,38 @@ class Interpolant(Curve):
 
         return cls(*from_sde(f, g))
 
-    def combine(self, shares: Sequence[Share], states: Sequence[Tensor | None]) -> Tensor:
+    def combine(
+        self,
+        shares: Sequence[Share],
+        states: Sequence[Tensor | None],
+        spare: Tensor | None = None,
+    ) -> Tensor:
         """sum_i c_i x_i: the one place where coefficients meet states.
 
         Args:
             shares: coefficients of this path or functions of them, float64, of shape
-                t.shape + `element`; a plain number is 0 or 1.
+                t.shape + `element`; or plain numbers.
             states: tensors like x; None where there is none.
+            spare: one of the states, whose memory may take the result.
         """
         into, out = self.basis or (_same, _same)
+        pairs = zip(shares, states, strict=True)
+        parts = [(c, x) for c, x in pairs if x is not None and not _is(c, 0.0)]
+        parts.sort(key=lambda part: not (part[1] is spare or _is(part[0], 1.0)))
         total: Tensor | None = None
-        for share, x in zip(shares, states, strict=True):
-            if x is None or (isinstance(share, float) and share == 0):
-                continue
+        for share, x in parts:
             x = into(x)
-            factor = None if isinstance(share, float) else spread(share, x, self.element)
-            if total is None:
-                total = x if factor is None else factor * x
-            elif factor is None or factor.ndim == 0:
-                total = total + (x if factor is None else factor * x)
+            factor = share if isinstance(share, float) else spread(share, x, self.element)
+            if total is None and x is spare:
+                total = x.mul_(factor)
+            elif total is None:
+                total = x if _is(factor, 1.0) else factor * x
+            elif isinstance(factor, float):
+                total = torch.add(total, x, alpha=factor)
+            elif factor.ndim == 0:
+                total = total + factor * x
+            elif total is spare:
+                total = total.addcmul_(factor, x)
             else:
                 total = torch.addcmul(total, factor, x)
         if total is None:

@@ -14,7 +14,6 @@ laws of time in `interp.times`, pairings of the ends in `interp.couplings`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +23,20 @@ from torch import Generator, Tensor, nn
 from . import times as laws
 from . import views
 from . import weights as weighting
-from .arguments import require_floating, require_same, spread
+from .arguments import Time, as_time, check_rows, require_floating, require_same, spread
 from .coefficients import Coefficients
 from .errors import FieldError, OptionError, UndeterminedView
 from .terms.model import call, check_own_view, check_time_name
 from .weights import Learned, Weight
 
 if TYPE_CHECKING:
-    from .interpolant import Interpolant, Model
+    from .interpolant import Interpolant, Model, Share
 
 __all__ = ["Coupling", "Learned", "Regression", "Weight", "weights"]
 
 Coupling = Callable[..., tuple[Tensor, ...]]
 """coupling(x0, x1, labels=None, generator=None) -> x0, x1[, labels], paired."""
 
-_Share = Tensor | float
 _SINGULAR = 1e-5
 
 
@@ -122,16 +120,14 @@ class Regression(nn.Module):
             FieldError: a model that returns something else than a tensor of x's shape.
         """
         check_own_view(model, self.view)
+        drawn = x0 is None and self.coupling is None
         x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
         z = None if self.path.gamma is None else _normal(x1, generator)
         t, correction = self.times(len(x1), generator=generator, device=x1.device)
-        k, squared = self._squared(model, t, x0, x1, z, cond)
-        w = self.weight.on(k, self.view)
-        learned = isinstance(self.weight, Learned)
-        adaptive = isinstance(self.times, laws.Importance)
-        if w is None and not (self.unbiased or learned or adaptive):
-            return squared.mean()
-        rows = _weighted(w, squared)
+        found, target = self._predict(model, t, x0, x1, z, cond, x0 if drawn else None)
+        if self._plain:
+            return nn.functional.mse_loss(found, target)
+        k, rows = self._rows(t, found, target)
         if isinstance(self.times, laws.Importance):
             self.times.update(t, rows)
         rows = self._scaled(k, rows)
@@ -142,29 +138,30 @@ class Regression(nn.Module):
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:  # fmt: skip
         """The weighted loss of each row at its time ``t`` (rows,): (rows,) float64."""
-        k, squared = self._squared(model, t, x0, x1, z, cond or {})
-        return self._scaled(k, _weighted(self.weight.on(k, self.view), squared))
+        t = as_time(t)
+        return self._scaled(*self._rows(t, *self._predict(model, t, x0, x1, z, cond or {})))
 
     def target(
-        self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None = None
+        self, t: Time, x0: Tensor, x1: Tensor, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The point I_t and what the model is regressed on there."""
-        return self._point_and_target(self.path.coefficients(t), x0, x1, z)
+        time = as_time(t)
+        check_rows(time, x1)
+        return self._point_and_target(time, x0, x1, z)
 
-    def _point_and_target(
-        self, k: Coefficients, x0: Tensor, x1: Tensor, z: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ends = (x0, x1, z)
-        combine = self.path.combine
-        return combine((k.alpha, k.beta, k.gamma), ends), combine(self._shares(k), ends)
+    @property
+    def _plain(self) -> bool:
+        """Whether every error counts alike."""
+        one = isinstance(self.weight, Weight) and self.weight.view is None
+        return one and not (self.unbiased or isinstance(self.times, laws.Importance))
 
-    def _squared(
+    def _predict(
         self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None,
-        cond: Mapping[str, Any],
-    ) -> tuple[Coefficients, Tensor]:  # fmt: skip
-        k = self.path.coefficients(t)
-        point, target = self._point_and_target(k, x0, x1, z)
-        found = call(model, self.path, self.time, k.t, point, cond)
+        cond: Mapping[str, Any], spare: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """What the model says at the point, and what it should."""
+        point, target = self._point_and_target(t, x0, x1, z, spare)
+        found = call(model, self.path, self.time, t, point, cond)
         if not isinstance(found, Tensor) or found.shape != target.shape:
             what = (
                 f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -173,7 +170,19 @@ class Regression(nn.Module):
                 f"the model returned {what} for points of shape {tuple(target.shape)}. Return a tensor "
                 "of the points' shape."
             )
-        return k, torch.nn.functional.mse_loss(found, target, reduction="none")
+        return found, target
+
+    def _rows(self, t: Tensor, found: Tensor, target: Tensor) -> tuple[Coefficients, Tensor]:
+        """The mean over the elements of each row, weighted: (rows,) float64."""
+        k, path = self.path.coefficients(t), self.path
+        w = self.weight.on(k, self.view)
+        if w is not None and path.element:  # a weight for each element, in the path's basis
+            error = found - target if path.basis is None else path.basis[0](found - target)
+            squared = error.square()
+            return k, (spread(w, squared, path.element) * squared).flatten(1).mean(1).double()
+        squared = nn.functional.mse_loss(found, target, reduction="none")
+        rows = (squared.flatten(1).mean(1) if squared.ndim > 1 else squared).double()
+        return k, rows if w is None else rows * w
 
     def _scaled(self, k: Coefficients, rows: Tensor) -> Tensor:
         if not isinstance(self.weight, Learned):
@@ -181,29 +190,41 @@ class Regression(nn.Module):
         u = self.weight.log_scale(k)
         return rows * torch.exp(-u) + u
 
-    def _shares(self, k: Coefficients) -> tuple[_Share, _Share, _Share]:
-        """What the target takes of x0, x1 and z."""
+    def _point_and_target(
+        self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None, spare: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """I_t and what the model is regressed on there; the memory of ``spare`` may take I_t."""
+        path, ends = self.path, (x0, x1, z)
+        schedules = (path.alpha, path.beta, path.gamma)
         if self.view == "velocity":
-            return k.dalpha, k.dbeta, k.dgamma
-        if self.view == "data":
-            return 0.0, 1.0, 0.0
-        if self.view == "base":
-            return 1.0, 0.0, 0.0
-        scale = k.sigma if self.path.gaussian_base else k.gamma
-        a: _Share
-        g: _Share
-        if not self.path.gaussian_base:
-            a, g = 0.0, 1.0
-        elif self.path.gamma is None:
-            a, g = 1.0, 0.0
+            pairs = [(0.0, 0.0) if f is None else f.value_and_slope(t) for f in schedules]
+            values, shares = zip(*pairs, strict=True)
         else:
-            a, g = k.alpha / scale, k.gamma / scale
+            values = tuple(0.0 if f is None else f(t) for f in schedules)
+            shares = self._shares(*values)
+        target = path.combine(shares, ends)
+        return path.combine(values, ends, None if target is spare else spare), target
+
+    def _shares(self, alpha: Tensor, beta: Tensor, gamma: Share) -> tuple[Share, Share, Share]:
+        """What the target takes of x0, x1 and z, where it is not the rate."""
+        if self.view in ("data", "base"):
+            return (0.0, 1.0, 0.0) if self.view == "data" else (1.0, 0.0, 0.0)
+        scale, a, g = self._noise(alpha, gamma)
         if self.view == "noise":
             return a, 0.0, g
-        if self.view == "v_prediction":
-            return k.beta * a, -k.sigma, k.beta * g
-        sign = -1.0 if self.view == "score" else 1.0
-        return sign * a / scale, 0.0, sign * g / scale
+        v = self.view == "v_prediction"
+        factor = beta if v else (-1.0 if self.view == "score" else 1.0) / scale
+        a, g = (share if _is_zero(share) else share * factor for share in (a, g))
+        return a, -scale if v else 0.0, g
+
+    def _noise(self, alpha: Tensor, gamma: Share) -> tuple[Tensor, Share, Share]:
+        """The scale of the noise, and what the noise takes of x0 and z."""
+        if not isinstance(gamma, Tensor):
+            return alpha, 1.0, 0.0
+        if not self.path.gaussian_base:
+            return gamma, 0.0, 1.0
+        scale = torch.hypot(alpha, gamma)
+        return scale, alpha / scale, gamma / scale
 
     def _ends(
         self, x0: Tensor | None, x1: Tensor, cond: dict[str, Any], generator: Generator | None,
@@ -239,12 +260,8 @@ def _normal(like: Tensor, generator: Generator | None) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
-def _weighted(w: Tensor | None, squared: Tensor) -> Tensor:
-    """The mean over the elements of each row, weighted: (rows,) float64."""
-    if w is not None and w.ndim > 1:
-        return (spread(w, squared) * squared).flatten(1).mean(1).double()
-    rows = squared.flatten(1).mean(1) if squared.ndim > 1 else squared
-    return rows.double() if w is None else rows.double() * w
+def _is_zero(share: Share) -> bool:
+    return isinstance(share, float) and share == 0.0
 
 
 def _interval(path: Interpolant, view: str) -> tuple[float, float]:
@@ -261,8 +278,9 @@ def _interval(path: Interpolant, view: str) -> tuple[float, float]:
 def _coupling(spec: Coupling | str | Mapping[str, Any] | None) -> Coupling | None:
     if spec is None or callable(spec):
         return spec
-    coupling: Coupling = importlib.import_module(".couplings", __package__).from_config(spec)
-    return coupling
+    from .couplings import from_config
+
+    return from_config(spec)
 
 
 def _check_view(path: Interpolant, view: str, coupling: object) -> None:

@@ -101,6 +101,14 @@ class Schedule:
             return value, *self._mended(t, value, slope)
         return value, slope, value * slope
 
+    def value_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor | float]:
+        """f and f' inside (0, 1); f' is a number where it was given as one, the same for all t."""
+        if self._derivative is None:
+            return self.jet(t)[:2]
+        slope: object = self._derivative(t)
+        constant = isinstance(slope, numbers.Real)
+        return self(t), float(slope) if constant else self.derivative(t)  # type: ignore[arg-type]
+
     def _read(self, function: Scalar, t: Tensor) -> Tensor:
         return evaluate(function, t, self.element)
 

@@ -16,6 +16,7 @@ times: do not sort a batch by what it holds.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import views
-from .arguments import real, whole
+from .arguments import host, real, whole
 from .errors import OptionError
 from .named import build
 
@@ -109,7 +110,7 @@ class Uniform:
 
     def weight(self, t: Tensor) -> Tensor:
         """1 / (p (high - low)) with p the density on the interval."""
-        first, last = self._levels()
+        first, last = self.levels
         return (last - first) / ((self.interval[1] - self.interval[0]) * self.density(t))
 
     def __call__(
@@ -117,13 +118,14 @@ class Uniform:
     ) -> tuple[Tensor, Tensor]:
         """Times and their weights for the mean over uniform t: (rows,) float64 each."""
         u = uniforms(rows, self.stratified, generator, device)
-        first, last = self._levels()
+        first, last = self.levels
         t = self.quantile(u if (first, last) == (0.0, 1.0) else first + (last - first) * u)
         return t, self.weight(t)
 
-    def _levels(self) -> tuple[float, float]:
+    @functools.cached_property
+    def levels(self) -> tuple[float, float]:
         """The cdf at both ends of the interval."""
-        first, last = self.cdf(torch.tensor(self.interval, dtype=torch.float64)).tolist()
+        first, last = self.cdf(host(list(self.interval))).tolist()
         return first, last
 
 

@@ -99,7 +99,7 @@ def test_with_its_weight_every_law_estimates_the_mean_over_uniform_time(law, int
     Gauss-Legendre in z = Phi^-1(u) of smooth integrands: rounding alone, 1e-9 of numbers of size 1.
     """
     law = law.within(*interval)
-    first, last = law._levels()
+    first, last = law.levels
     z, w = gauss(-4.0, 4.0)
     u, du = torch.special.ndtr(z), w * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     t = law.quantile(first + (last - first) * u)
