@@ -206,11 +206,11 @@ def parts(repeats: int) -> dict[str, float]:
     """What our part of a step is made of, in microseconds: each piece alone."""
     x1, path = 0.5 * torch.randn(BATCH, FEATURES), schedules.linear()
     loss, x0 = Regression(path), torch.randn(BATCH, FEATURES)
-    t, _ = loss.times(BATCH)
+    t = loss.times.draw(BATCH)
     zero = torch.zeros_like(x1)
     pieces: dict[str, Callable[[], object]] = {
         "normals (torch.randn)": lambda: torch.randn(BATCH, FEATURES),
-        "times": lambda: loss.times(BATCH),
+        "times": lambda: loss.times.draw(BATCH),
         "coefficients": lambda: path.coefficients(t),
         "point and target": lambda: loss.target(t, x0, x1),
         "all but the network": lambda: loss(lambda t, x: zero, x1),

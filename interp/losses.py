@@ -23,7 +23,16 @@ from torch import Generator, Tensor, nn
 from . import times as laws
 from . import views
 from . import weights as weighting
-from .arguments import Time, as_time, check_rows, require_floating, require_same, spread
+from .arguments import (
+    Time,
+    as_time,
+    check_element,
+    check_rows,
+    host,
+    require_floating,
+    require_same,
+    spread,
+)
 from .coefficients import Coefficients
 from .errors import FieldError, OptionError, UndeterminedView
 from .terms.model import call, check_own_view, check_time_name
@@ -87,6 +96,7 @@ class Regression(nn.Module):
         _check_view(path, view, self.coupling)
         check_time_name(time)
         self.path, self.view, self.time = path, view, time
+        self._straight = view == "velocity" and _is_straight(path)
         self.weight = weighting.resolve(weight)
         self.weight.check(path, view)
         drawn = laws.resolve(times, path)
@@ -123,15 +133,15 @@ class Regression(nn.Module):
         drawn = x0 is None and self.coupling is None
         x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
         z = None if self.path.gamma is None else _normal(x1, generator)
-        t, correction = self.times(len(x1), generator=generator, device=x1.device)
+        t = self.times.draw(len(x1), generator=generator, device=x1.device)
         found, target = self._predict(model, t, x0, x1, z, cond, x0 if drawn else None)
         if self._plain:
             return nn.functional.mse_loss(found, target)
         k, rows = self._rows(t, found, target)
+        counts = self.times.weight(t) if self.unbiased else 1.0
         if isinstance(self.times, laws.Importance):
             self.times.update(t, rows)
-        rows = self._scaled(k, rows)
-        return (rows * correction if self.unbiased else rows).mean().to(x1.dtype)
+        return (self._scaled(k, rows) * counts).mean().to(x1.dtype)
 
     def rows(
         self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None = None,
@@ -160,6 +170,8 @@ class Regression(nn.Module):
         cond: Mapping[str, Any], spare: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What the model says at the point, and what it should."""
+        if self.path.element:
+            check_element(t, x1, self.path.element)
         point, target = self._point_and_target(t, x0, x1, z, spare)
         found = call(model, self.path, self.time, t, point, cond)
         if not isinstance(found, Tensor) or found.shape != target.shape:
@@ -170,7 +182,7 @@ class Regression(nn.Module):
                 f"the model returned {what} for points of shape {tuple(target.shape)}. Return a tensor "
                 "of the points' shape."
             )
-        return found, target
+        return found.to(target.dtype), target
 
     def _rows(self, t: Tensor, found: Tensor, target: Tensor) -> tuple[Coefficients, Tensor]:
         """The mean over the elements of each row, weighted: (rows,) float64."""
@@ -194,6 +206,9 @@ class Regression(nn.Module):
         self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None, spare: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """I_t and what the model is regressed on there; the memory of ``spare`` may take I_t."""
+        if self._straight and t.ndim:
+            target, share = x1 - x0, spread(t, x0)
+            return (torch.lerp(x0, x1, share) if spare is None else x0.lerp_(x1, share)), target
         path, ends = self.path, (x0, x1, z)
         schedules = (path.alpha, path.beta, path.gamma)
         if self.view == "velocity":
@@ -258,6 +273,15 @@ class Regression(nn.Module):
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def _is_straight(path: Interpolant) -> bool:
+    """Whether I_t = x0 + t (x1 - x0), by schedules that give their slopes as numbers."""
+    if path.gamma is not None or path.element or path.basis is not None:
+        return False
+    (a, da), (b, db) = (f.value_and_slope(host(0.0)) for f in (path.alpha, path.beta))
+    constant = isinstance(da, float) and isinstance(db, float)
+    return constant and (float(a), da, float(b), db) == (1.0, -1.0, 0.0, 1.0)
 
 
 def _is_zero(share: Share) -> bool:

@@ -1,8 +1,8 @@
 """How the times of a training step are drawn.
 
-A law of time has a density p on an interval, and t = Q(u) by its quantile function Q from u uniform
-on (0, 1). With every t comes the weight 1 / (p(t) (high - low)), by which a mean over t ~ p estimates
-the mean over uniform t without bias.
+A law of time has a density p on an interval, and draws t = Q(u) by its quantile function Q from u
+uniform on (0, 1). Its weight 1 / (p(t) (high - low)) makes a mean over t ~ p estimate the mean over
+uniform t without bias.
 
 A published law (logit-normal, log-normal in sigma) stands for a weighting of the loss, so that its
 weight is not used unless asked for; `Importance` only lowers the variance, and its weight always is.
@@ -55,10 +55,14 @@ class Times(Protocol):
         """The same law on the part of [0, 1] from ``low`` to ``high``."""
         ...
 
-    def __call__(
+    def draw(
         self, rows: int, *, generator: Generator | None = None, device: Device = None
-    ) -> tuple[Tensor, Tensor]:
-        """Times and their weights for the mean over uniform t: (rows,) float64 each."""
+    ) -> Tensor:
+        """Times, (rows,) float64."""
+        ...
+
+    def weight(self, t: Tensor) -> Tensor:
+        """What each of the times ``t`` counts in a mean over uniform time, float64."""
         ...
 
 
@@ -113,14 +117,13 @@ class Uniform:
         first, last = self.levels
         return (last - first) / ((self.interval[1] - self.interval[0]) * self.density(t))
 
-    def __call__(
+    def draw(
         self, rows: int, *, generator: Generator | None = None, device: Device = None
-    ) -> tuple[Tensor, Tensor]:
-        """Times and their weights for the mean over uniform t: (rows,) float64 each."""
+    ) -> Tensor:
+        """Times, (rows,) float64."""
         u = uniforms(rows, self.stratified, generator, device)
         first, last = self.levels
-        t = self.quantile(u if (first, last) == (0.0, 1.0) else first + (last - first) * u)
-        return t, self.weight(t)
+        return self.quantile(u if (first, last) == (0.0, 1.0) else first + (last - first) * u)
 
     @functools.cached_property
     def levels(self) -> tuple[float, float]:
@@ -259,27 +262,33 @@ class Importance(nn.Module):
         usable = self.seen.all() & (total > 0)
         return torch.where(usable, torch.lerp(root / total, even, self.floor), even)
 
-    def __call__(
+    def draw(
         self, rows: int, *, generator: Generator | None = None, device: Device = None
-    ) -> tuple[Tensor, Tensor]:
-        """Times and their weights for the mean over uniform t: (rows,) float64 each."""
+    ) -> Tensor:
+        """Times, (rows,) float64."""
         return self.quantile(uniforms(rows, self.stratified, generator, device))
 
-    def quantile(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The t below which a share u lies, and its weight."""
+    def quantile(self, u: Tensor) -> Tensor:
+        """The t below which a share u lies."""
         p = self.probabilities().to(u.device)
         above = p.cumsum(0)
         k = torch.searchsorted(above, u).clamp_(max=self.bins - 1)  # the sum is 1 but for rounding
         inside = ((u - (above - p)[k]) / p[k]).clamp(0.0, 1.0)
         low, high = self.interval
-        return low + (high - low) * (k + inside) / self.bins, 1.0 / (self.bins * p[k])
+        return low + (high - low) * (k + inside) / self.bins
+
+    def weight(self, t: Tensor) -> Tensor:
+        """1 / (bins p) of t's bin."""
+        return 1.0 / (self.bins * self.probabilities().to(t.device)[self._bin(t)])
+
+    def _bin(self, t: Tensor) -> Tensor:
+        low, high = self.interval
+        return ((t - low) / (high - low) * self.bins).long().clamp_(0, self.bins - 1)
 
     @torch.no_grad()
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Take in the ``losses`` (rows,) of the times ``t`` (rows,), before their weights."""
-        low, high = self.interval
-        k = ((t - low) / (high - low) * self.bins).long().clamp_(0, self.bins - 1)
-        k = k.to(self.squares.device)
+        k = self._bin(t).to(self.squares.device)
         squares = losses.detach().to(self.squares).square()
         count = torch.bincount(k, minlength=self.bins)
         mean = torch.bincount(k, squares, self.bins) / count.clamp(min=1)
@@ -310,7 +319,7 @@ def resolve(times: Times | str | Mapping[str, Any] | None, path: Interpolant) ->
     """
     if times is None:
         return Uniform()
-    if callable(times):
+    if not isinstance(times, (str, Mapping)) and callable(getattr(times, "draw", None)):
         return times
     return build("law of time", times, _BUILDERS, path=path)
 

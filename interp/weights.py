@@ -163,8 +163,17 @@ class Learned(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def check(self, path: Interpolant, view: str) -> None:
-        """As the base's."""
+        """As the base's.
+
+        Raises:
+            OptionError: also a path with a schedule for each element, which has no one log-SNR.
+        """
         self.base.check(path, view)
+        if path.element:
+            raise OptionError(
+                f"a learned weight is a function of log-SNR, and this path has one for each element of "
+                f"shape {path.element}. Use a fixed weight."
+            )
 
     def on(self, k: Coefficients, view: str) -> Tensor | None:
         """The base's weight."""

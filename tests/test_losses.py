@@ -278,7 +278,8 @@ def test_a_batch_is_the_mean_of_its_rows_at_the_times_drawn(weight, law, view):
     g = torch.Generator().manual_seed(3)
     x0 = torch.randn(x1.shape, dtype=F64, generator=g)
     z = torch.randn(x1.shape, dtype=F64, generator=g)
-    t, correction = again.times(len(x1), generator=g)
+    t = again.times.draw(len(x1), generator=g)
+    correction = again.times.weight(t)
     rows = again.rows(off, t, x0, x1, z)
     if law == "importance":
         rows = rows * correction
@@ -329,7 +330,7 @@ def test_float64_times_reach_only_what_asks_for_them():
         t = times.Uniform()  # the same draw after the base's
         g = torch.Generator().manual_seed(0)
         torch.randn(x1.shape, generator=g)
-        told = interp.terms.told(PATHS["linear"], convention, t(len(x1), generator=g)[0])
+        told = interp.terms.told(PATHS["linear"], convention, t.draw(len(x1), generator=g))
         assert torch.equal(double, told)
 
 
@@ -342,8 +343,41 @@ def test_near_an_infinite_rate_no_time_is_drawn_for_a_velocity():
     narrow = Regression(path, times=times.Uniform().within(0.2, 1.0))
     assert narrow.interval == (0.2, 1 - 1e-5)
     for law in times.names():
-        t, _ = Regression(path, times=law).times(1000, generator=torch.Generator().manual_seed(0))
+        t = Regression(path, times=law).times.draw(1000, generator=torch.Generator().manual_seed(0))
         assert t.max() <= 1 - 1e-5
+
+
+# One schedule an element
+
+
+def powers(t):
+    return torch.stack([t, t**2], -1)
+
+
+@pytest.mark.parametrize("weight", ["simple", "min_snr", "edm", "likelihood"])
+@pytest.mark.parametrize("view", ["velocity", "noise", "data", "v_prediction"])
+def test_with_a_schedule_for_each_element_the_loss_is_each_one_s_own(view, weight):
+    """The mean over two elements of two losses; and the same in a rotated basis. To 1e-12."""
+    both = interp.Interpolant(lambda t: powers(1 - t), powers)
+    alone = [interp.Interpolant(lambda t, s=s: (1 - t) ** s, lambda t, s=s: t**s) for s in (1, 2)]
+    g = torch.Generator().manual_seed(0)
+    x0, x1 = torch.randn(2, 20, 2, dtype=F64, generator=g)
+    t = torch.linspace(0.05, 0.95, 20, dtype=F64)
+    found = Regression(both, view, weight).rows(off, t, x0, x1)
+    parts = [
+        Regression(path, view, weight).rows(off, t, x0[:, i : i + 1], x1[:, i : i + 1])
+        for i, path in enumerate(alone)
+    ]
+    torch.testing.assert_close(found, sum(parts) / 2, rtol=1e-12, atol=0)
+    turn = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=F64)
+    turned = both.in_basis(lambda x: x @ turn.to(x).mT, lambda x: x @ turn.to(x))
+    model = lambda t, x: off(t, x @ turn.mT) @ turn  # noqa: E731
+    rotated = Regression(turned, view, weight).rows(model, t, x0 @ turn, x1 @ turn)
+    torch.testing.assert_close(rotated, found, rtol=1e-12, atol=0)
+    with pytest.raises(OptionError, match=r"\(2,\)"):
+        Regression(both, view)(off, batch())
+    with pytest.raises(OptionError, match="learned"):
+        Regression(both, view, "learned")
 
 
 # Couplings
@@ -352,6 +386,22 @@ def test_near_an_infinite_rate_no_time_is_drawn_for_a_velocity():
 def shuffled(x0, x1, labels=None, generator=None):
     order = torch.randperm(len(x1), generator=generator)
     return (x0, x1[order]) if labels is None else (x0, x1[order], labels[order])
+
+
+def test_couplings_by_name_pair_as_they_do_by_hand():
+    x1 = batch()
+    config = {"name": "optimal_transport", "reg": 50.0}
+    by_name = Regression(PATHS["linear"], coupling=config)
+    by_hand = Regression(PATHS["linear"], coupling=interp.couplings.from_config(config))
+    plain = Regression(PATHS["linear"])
+    a, b, c = (
+        loss(off, x1, generator=torch.Generator().manual_seed(5)).item()
+        for loss in (by_name, by_hand, plain)
+    )
+    assert a == b != c
+    with pytest.raises(UnknownName, match="optimal_transport"):
+        Regression(PATHS["linear"], coupling="optimal_transprot")
+    Regression(PATHS["linear"], "score", coupling="independent")
 
 
 def test_a_coupling_pairs_and_carries_the_labels():
@@ -372,7 +422,7 @@ def test_a_coupling_pairs_and_carries_the_labels():
     g = torch.Generator().manual_seed(5)
     x0 = torch.randn(x1.shape, dtype=F64, generator=g)
     torch.randperm(len(x1), generator=g)
-    t, _ = loss.times(len(x1), generator=g)
+    t = loss.times.draw(len(x1), generator=g)
     torch.testing.assert_close(x, PATHS["linear"].at(t, x0, x1[moved]), rtol=1e-14, atol=1e-14)
     with pytest.raises(OptionError, match="label alone"):
         loss(model, x1, cond={"image": x1})
