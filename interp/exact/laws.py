@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -277,7 +278,8 @@ def coefficients_at(path: Interpolant, t: Time, row: tuple[int, ...] | None) -> 
     def spread(v: Tensor) -> Tensor:
         return v.reshape(-1, *missing, *path.element).expand(-1, *row).flatten(1)
 
-    numbers = {f.name: spread(getattr(k, f.name)) for f in fields(k) if f.name != "t"}
+    names = (f.name for f in fields(k) if f.name not in ("t", "curve"))
+    numbers: dict[str, Any] = {name: spread(getattr(k, name)) for name in names}
     return replace(k, **numbers)
 
 
