@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ def warp(
         )
     back = None
     if clock.inverse is not None and path._time_at_log_snr is not None:
-        back = _After(clock.inverse, path._time_at_log_snr)
+        back = After(clock.inverse, path._time_at_log_snr)
     config = None
     if path.config is not None and clock.config is not None:
         config = {"name": "warp", "path": path.config, "tau": clock.config}
@@ -121,7 +121,7 @@ def as_warp(tau: Scalar | Schedule, inverse: Callable[[Tensor], Tensor] | None =
 
 
 @dataclass(frozen=True)
-class _After:
+class After:
     """outer(inner(v)); an object, so that a copy of a path copies what it is made of."""
 
     outer: Callable[[Tensor], Tensor]
@@ -142,13 +142,27 @@ def _changed(
     time_at_log_snr: Callable[[Tensor], Tensor] | None,
 ) -> Interpolant:
     """The path whose three functions are those of ``path``, changed."""
-    made = Interpolant(
-        change(path.alpha),
-        change(path.beta),
-        None if path.gamma is None else change(path.gamma),
-        path.gaussian_base,
+    return composed(
+        [path],
+        alpha=change(path.alpha),
+        beta=change(path.beta),
+        gamma=None if path.gamma is None else change(path.gamma),
         config=config,
         time_at_log_snr=time_at_log_snr,
     )
-    made.basis = path.basis
+
+
+def composed(
+    paths: Sequence[Interpolant],
+    alpha: Schedule,
+    beta: Schedule,
+    gamma: Schedule | None,
+    config: Mapping[str, object] | None,
+    time_at_log_snr: Callable[[Tensor], Tensor] | None = None,
+) -> Interpolant:
+    """A path made of ``paths``, all of one kind and basis."""
+    made = Interpolant(
+        alpha, beta, gamma, paths[0].gaussian_base, config=config, time_at_log_snr=time_at_log_snr
+    )
+    made.basis = paths[0].basis
     return made

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..scalar import Schedule
-from . import gammas
+from . import gammas, warps
 from .bridges import brownian_bridge, encode_decode, foellmer, mirror, with_gamma
 from .closed import cosine, linear, polynomial, power, trigonometric
+from .composed import ensemble, piecewise, product, shifted, weighted_sum
 from .diffusions import edm, sub_variance_preserving, variance_exploding, variance_preserving
 from .registry import from_config, names
 from .tables import from_alphas_cumprod, from_betas, from_sigmas, named_betas
@@ -16,6 +17,7 @@ __all__ = [
     "cosine",
     "edm",
     "encode_decode",
+    "ensemble",
     "foellmer",
     "from_alphas_cumprod",
     "from_betas",
@@ -26,11 +28,16 @@ __all__ = [
     "mirror",
     "named_betas",
     "names",
+    "piecewise",
     "polynomial",
     "power",
+    "product",
+    "shifted",
     "sub_variance_preserving",
     "trigonometric",
     "variance_exploding",
     "variance_preserving",
+    "warps",
+    "weighted_sum",
     "with_gamma",
 ]

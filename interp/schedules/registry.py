@@ -33,9 +33,14 @@ HOME = {
 
 #: The same for what is made of other paths, and so cannot be built from its name alone.
 COMPOSED = {
+    "ensemble": "composed",
+    "piecewise": "composed",
+    "product": "composed",
     "rescale": "composed",
     "reverse": "composed",
+    "shifted": "composed",
     "warp": "composed",
+    "weighted_sum": "composed",
 }
 
 
