@@ -112,6 +112,23 @@ def test_zero_terminal_snr_is_the_published_rescaling():
     torch.testing.assert_close(same.beta(nodes(1000)), wanted, rtol=1e-12, atol=1e-15)
 
 
+def test_second_derivatives_on_the_end_cells():
+    """With tau = c u and beta = 1 / sqrt(1 + tau^2): beta'' = -c^2 (1 - 2 tau^2) beta^5."""
+    path = PATHS["two, zero terminal"]
+    for t, toward, other in ((0.8, path.beta, path.alpha), (0.2, path.alpha, path.beta)):
+        u, c = 1 - t if toward is path.beta else t, 2 * 0.5  # sigma / beta is 1 / 2 at t = 1 / 2
+        if toward is path.alpha:
+            c = 2 * 2.0
+        tau = c * u
+        wanted = -(c**2) * (1 - 2 * tau**2) * (1 + tau**2) ** -2.5
+        assert toward.second_derivative(at(t)).item() == pytest.approx(wanted, rel=1e-12)
+        beyond = -3 * c**2 * tau * (1 + tau**2) ** -2.5
+        assert other.second_derivative(at(t)).item() == pytest.approx(beyond, rel=1e-12)
+    for path in PATHS.values():  # clean data, and pure noise where it is pure
+        assert path.alpha.second_derivative(at(1.0)).item() == 0
+        assert path.beta.second_derivative(at([0.0, 1.0])).isfinite().all()
+
+
 def test_sigmas_are_the_noise_at_their_nodes():
     sigmas = torch.logspace(-2, 1.7, 50, dtype=F64)
     path = PATHS["sigmas"]
@@ -191,6 +208,10 @@ def test_values_and_slopes_are_the_definition(path, where):
         slope = mp.diff(sigma, mp.mpf(t), h=mp.mpf(10) ** -25)
         assert abs(k.sigma.item() / exact - 1) < 1e-12
         assert abs(k.dsigma.item() - slope) < 1e-12 * (abs(slope) + path.table * exact)
+        bend = mp.diff(sigma, mp.mpf(t), 2, h=mp.mpf(10) ** -12)
+        # The same of a second derivative, whose terms are of the size of slope and table squared.
+        size = abs(bend) + path.table * abs(slope) + path.table**2 * exact + slope**2
+        assert abs(path.alpha.second_derivative(at(t)).item() - bend) < 1e-11 * size
         assert abs(k.beta.item() ** 2 - (1 - exact**2 if preserving else 1)) < 1e-14
 
 

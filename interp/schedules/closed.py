@@ -91,7 +91,8 @@ def trigonometric(theta: float = math.pi / 2) -> Interpolant:
 
     Source: Albergo, Boffi, Vanden-Eijnden 2023 (2303.08797) for theta = pi / 2.
     """
-    if not 0.0 < theta < math.pi:
+    positive(theta=theta)
+    if theta >= math.pi:
         raise OptionError(f"theta = {theta!r}. Give an angle inside (0, pi), e.g. pi / 2.")
     sine, cosine = math.sin(theta), math.cos(theta)
     shift = math.pi / 2 - theta  # cos(theta t) as the sine of its complement: exact at t = 1

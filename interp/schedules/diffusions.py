@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -17,9 +18,7 @@ class _LinearRate:
     """A rate of noising linear in u: B(u) = low + u (high - low), and log beta = -int_0^u B / 2."""
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
-        for name, rate in (("beta_min", beta_min), ("beta_max", beta_max)):
-            if not 0.0 < rate < math.inf:
-                raise OptionError(f"{name} = {rate!r}. Give a positive, finite rate of noising.")
+        positive(beta_min=beta_min, beta_max=beta_max)
         self.low, self.growth = beta_min, beta_max - beta_min
         self.config = {"beta_min": beta_min, "beta_max": beta_max}
 
@@ -155,7 +154,8 @@ def edm(sigma_min: float = 0.0, sigma_max: float = 80.0, rho: float = 7.0) -> In
 
 
 def _check_order(low: float, high: float, least: float) -> None:
-    if not least < low < high < math.inf or low < 0:
+    plain = all(isinstance(v, numbers.Real) for v in (low, high))
+    if not plain or not least < low < high < math.inf or low < 0:
         raise OptionError(
             f"sigma_min = {low!r} and sigma_max = {high!r}. Give finite noise levels with "
             f"0 {'<' if least == 0.0 else '<='} sigma_min < sigma_max."

@@ -18,7 +18,7 @@ from ..arguments import whole
 from ..errors import OptionError, UnknownName
 from ..interpolant import Interpolant
 from ..scalar import Schedule
-from .curve import Angle, Curve
+from .spline import Angle, LogSNR
 
 Table = Sequence[float] | Tensor
 
@@ -101,7 +101,7 @@ def from_sigmas(sigmas: Table) -> Interpolant:
     table = _column("sigmas", sigmas)
     _inside("sigmas", table, math.inf)
     _monotone("sigmas", table, falling=False)
-    curve = Curve(-2 * table.log())
+    curve = LogSNR(-2 * table.log())
 
     def alpha(t: Tensor) -> Tensor:
         return torch.exp(-0.5 * curve.log_snr(t))
@@ -111,8 +111,13 @@ def from_sigmas(sigmas: Table) -> Interpolant:
         curved = -0.5 * torch.exp(-0.5 * lam) * lam_slope
         return torch.where(curve.in_last_cell(t), -curve.last_slope, curved)
 
+    def bend(t: Tensor) -> Tensor:
+        lam, lam_slope = curve.jet(t)
+        curved = torch.exp(-0.5 * lam) * (0.25 * lam_slope**2 - 0.5 * curve.bend(t))
+        return torch.where(curve.in_last_cell(t), 0.0, curved)
+
     return Interpolant(
-        Schedule(alpha, slope),
+        Schedule(alpha, slope, second_derivative=bend),
         Schedule(lambda t: 1.0, lambda t: 0.0),
         config={"name": "from_sigmas", "sigmas": table.tolist()},
         time_at_log_snr=curve.time_at,
@@ -168,7 +173,7 @@ def _preserving(
     """The path beta^2 = abar, alpha^2 = 1 - abar."""
     if zero_terminal_snr:
         log_abar = _without_terminal_signal(log_abar)
-    curve = Curve(log_abar - torch.log(-torch.expm1(log_abar)))
+    curve = LogSNR(log_abar - torch.log(-torch.expm1(log_abar)))
     return Interpolant(
         Angle(curve, -1.0),
         Angle(curve, 1.0),

@@ -21,7 +21,7 @@ class _Cells(NamedTuple):
     numbers: Tensor
 
 
-class Curve:
+class LogSNR:
     """Log-SNR through a table's nodes: index k at t = 1 - (k + 1) / n, exact there.
 
     Between nodes, with q in [0, 1] along a cell of width w, its rise h, D = h / w and slopes d at
@@ -86,6 +86,17 @@ class Curve:
         if self.starts_pure:
             slope = torch.where(t < self.begin, 2 / t, slope)
         return self._with_ends(t, value), slope
+
+    def bend(self, t: Tensor) -> Tensor:
+        """Its second derivative between the finite nodes."""
+        cells, t = self._on(t.device), t.clamp(self.begin, self.end)
+        t0, _, w, _, D, d0, d1, e = _cell(cells.numbers, cells.t, t)
+        q = (t - t0) / w
+        p = 1 - q
+        below, slope_below = D + e * (p * q), e * (p - q)
+        above = (d1 * q + 2 * D * p) * q + d0 * p * p
+        slope_above = 2 * (d1 * q + D * (p - q) - d0 * p)
+        return (D / below) ** 2 * (slope_above - 2 * above * slope_below / below) / w
 
     def _with_ends(self, t: Tensor, value: Tensor) -> Tensor:
         last = self.high - 2 * torch.log((1 - t) / (1 - self.end))
@@ -156,19 +167,37 @@ class Angle(Schedule):
     and sigma' = -beta k.
     """
 
-    def __init__(self, curve: Curve, sign: float) -> None:
+    def __init__(self, curve: LogSNR, sign: float) -> None:
         super().__init__(lambda t: torch.sqrt(torch.sigmoid(sign * curve.log_snr(t))))
         self._curve, self._sign = curve, sign
 
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        beta, sigma, rate, _ = self._angle(t)
+        value, other = (beta, sigma) if self._sign > 0 else (sigma, beta)
+        slope = self._sign * other * rate
+        return value, slope, value * slope
+
+    def second_derivative(self, t: Tensor) -> Tensor:
+        """beta'' = sigma k' - beta k^2, sigma'' = -beta k' - sigma k^2."""
+        beta, sigma, rate, lam_slope = self._angle(t)
+        curve, both = self._curve, beta * sigma
+        change = 0.5 * (rate * (sigma - beta) * (sigma + beta) * lam_slope + both * curve.bend(t))
+        change = torch.where(curve.in_last_cell(t), 2 * both * rate * curve.last_slope, change)
+        if curve.starts_pure:
+            first = -2 * both * rate * curve.first_slope
+            change = torch.where(curve.in_first_cell(t), first, change)
+        value, other = (beta, sigma) if self._sign > 0 else (sigma, beta)
+        return self._sign * other * change - value * rate * rate
+
+    def _angle(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Beta, sigma, the angle's rate and that of log-SNR."""
         curve = self._curve
         lam, lam_slope = curve.jet(t)
         beta2, sigma2 = torch.sigmoid(lam), torch.sigmoid(-lam)
         beta, sigma = beta2.sqrt(), sigma2.sqrt()
-        rate = 0.5 * beta * sigma * lam_slope
-        rate = torch.where(curve.in_last_cell(t), beta2 * curve.last_slope, rate)
+        rate = torch.where(
+            curve.in_last_cell(t), beta2 * curve.last_slope, 0.5 * beta * sigma * lam_slope
+        )
         if curve.starts_pure:
             rate = torch.where(curve.in_first_cell(t), sigma2 * curve.first_slope, rate)
-        value, other = (beta, sigma) if self._sign > 0 else (sigma, beta)
-        slope = self._sign * other * rate
-        return value, slope, value * slope
+        return beta, sigma, rate, lam_slope
