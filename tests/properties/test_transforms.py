@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.testing import assert_same_marginals, paths, schedules, targets, times
+from interp.testing import (
+    assert_equivalent,
+    assert_same_marginals,
+    composed,
+    paths,
+    schedules,
+    targets,
+    times,
+)
 from interp.testing.made import rising
 
 MANY = settings(deadline=None, max_examples=30)
@@ -111,3 +119,33 @@ def test_terms_of_every_view_leave_the_same_law(path, target, view):
     shifted = path.ode(lambda t, x: field(t, x) + 0.1, view=view)
     with pytest.raises(AssertionError, match="mean"):
         assert_same_marginals(velocity, shifted, start, t=t, tol=1e-4)
+
+
+@MANY
+@given(
+    schedules(),
+    schedules(),
+    targets(),
+    st.sampled_from(["velocity", "data", "noise", "score"]),
+    times(),
+)
+def test_a_model_of_one_path_is_adapted_to_any_other(path, trained_on, target, view, t):
+    """The exact view of the other path, adapted, is the exact view of this one: 1e-8 of its size.
+
+    Within the common range of log-SNR; the matched time is right to 1e-16 / slope of log-SNR.
+    """
+    adapted = path.adapt(getattr(target, view)(trained_on), trained_on=trained_on, view=view)
+    low, high = adapted.interval
+    inside = low + (high - low) * t
+    x = drawn(target, path, inside)
+    found, wanted = adapted(at(inside), x), getattr(target, view)(path)(inside, x)
+    assert (found - wanted).abs().max() <= 1e-8 * (1 + wanted.abs().max())
+
+
+@MANY
+@given(paths(two_sided=False), RISES, st.floats(-1, 1))
+def test_a_path_and_its_change_are_one(path, rises, tilt):
+    """To 1e-7 radians: the inverse of log-SNR where its slope is least."""
+    if not path.monotone:
+        return
+    assert_equivalent(path, composed(path, rises, tilt), tol=1e-7)
