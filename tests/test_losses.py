@@ -223,6 +223,36 @@ def test_each_weight_is_the_published_one_on_its_view(t):
     assert weight_on(Weight(lambda lam, _: 3 + 0 * lam, "data"), path, "data", t) == 3
 
 
+def test_v_and_the_noised_point_are_diffusers_s():
+    """DDPMScheduler's add_noise and get_velocity at its own table: float32, 1e-5 of sums of size 3."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
+    path = schedules.from_betas(scheduler.betas.double())
+    index = torch.tensor([0, 10, 500, 999])
+    t = 1 - (index.double() + 1) / 1000
+    x0, x1 = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    point, target = Regression(path, "v_prediction").target(t, x0, x1)
+    torch.testing.assert_close(point, scheduler.add_noise(x1, x0, index), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target, scheduler.get_velocity(x1, x0, index), rtol=0, atol=1e-5)
+
+
+def test_point_and_velocity_are_torchcfm_s_and_flow_matching_s():
+    """At given times, on the linear path: float32, 1e-6 of sums of size 3."""
+    x0, x1 = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.1, 0.9, 6)
+    point, target = Regression(PATHS["linear"]).target(t, x0, x1)
+    torchcfm = pytest.importorskip("torchcfm.conditional_flow_matching")
+    _, theirs, velocity = torchcfm.ConditionalFlowMatcher(
+        sigma=0.0
+    ).sample_location_and_conditional_flow(x0, x1, t)
+    torch.testing.assert_close(point, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(target, velocity, rtol=0, atol=1e-6)
+    paths = pytest.importorskip("flow_matching.path")
+    sample = paths.CondOTProbPath().sample(x_0=x0, x_1=x1, t=t)
+    torch.testing.assert_close(point, sample.x_t, rtol=0, atol=1e-6)
+    torch.testing.assert_close(target, sample.dx_t, rtol=0, atol=1e-6)
+
+
 def test_the_likelihood_weight_makes_the_excess_loss_a_divergence():
     """KL(p_b | q_b) - KL(p_a | q_a) = 1/2 int_a^b G^2 E_p |s_p - s_q|^2 dt, for Gaussians p and q.
 

@@ -55,6 +55,18 @@ def test_on_every_schedule_it_is_one_function_of_scaled_point_and_noise_level(ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_preconditioned_for_another_path_it_is_the_adapted_model(kind):
+    """`precondition(net, b)` and ``b.adapt(precondition(net, a))``, where both are: 1e-10, inversions."""
+    first = interp.precondition(NET, LINEAR, kind)
+    for path in (TRIG, VP):
+        second = interp.precondition(NET, path, kind)
+        adapted = path.adapt(first, trained_on=LINEAR, view="data")
+        for t in (0.05, 0.4, 0.95):
+            a, b = adapted(t, POINTS), second(t, POINTS)
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("t", [1e-4, 0.3, 0.9, 1 - 1e-4])
 def test_input_and_target_of_the_network_have_unit_variance(kind, name, t):
@@ -176,6 +188,21 @@ def test_what_cannot_be_preconditioned():
         with pytest.raises(error):
             call()
     assert [p.shape for p in interp.precondition(NET, LINEAR).parameters()]
+
+
+def test_the_scalings_are_diffusers_s():
+    """EDM in another library, which counts in float32: 1e-6."""
+    k = LINEAR.coefficients(torch.tensor([0.1, 0.5, 0.99], dtype=F64))
+    s, sd = k.sigma / k.beta, 0.5
+    c = interp.precondition(NET, LINEAR, sigma_data=sd).scalings(k.t)
+    ours = c.c_in * k.beta, c.c_skip * k.beta, c.c_out
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=sd)
+    x, output = torch.ones(3, dtype=F64), torch.ones(3, dtype=F64)
+    torch.testing.assert_close(scheduler.precondition_inputs(x, s), ours[0], rtol=1e-6, atol=0)
+    found = scheduler.precondition_outputs(x, output, s)
+    torch.testing.assert_close(found, ours[1] + ours[2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(scheduler.precondition_noise(s), c.c_noise, rtol=1e-6, atol=0)
 
 
 # What models made elsewhere are told
