@@ -8,7 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interp import schedules
@@ -161,11 +161,12 @@ def test_any_table_is_monotone_smooth_and_inverts(path, seed):
     lam = path.log_snr(t)
     assert (lam.diff() > 0).all()
     k = path.coefficients(t)
-    # The inverse, to the rounding of lam (1e-15 of up to 30) over its slope, and a few of t.
+    # The inverse, to the rounding of lam (1e-15 of up to 30) over its slope, and of t in a
+    # quadratic's root, a few units where a cell is sharply bent.
     slope = 2 * (k.dbeta / k.beta - k.dsigma / k.sigma)
     assert (slope > 0).all()
     gap = (path.time_at_log_snr(lam) - t).abs()
-    assert (gap <= 2e-14 * lam.abs().clamp(min=1) / slope + 1e-15).all()
+    assert (gap <= 2e-14 * lam.abs().clamp(min=1) / slope + 5e-15).all()
 
 
 def curve(path):
@@ -197,6 +198,7 @@ def test_values_and_slopes_are_the_definition(path, where):
         if log_snr is None:
             return
         t = float(begin + (end - begin) * mp.mpf(where))
+        assume((nodes(path.table) - t).abs().min() > 1e-9)  # where a second derivative jumps
 
         def sigma(t):
             noise = mp.exp(-log_snr(t) / 2)
