@@ -12,7 +12,7 @@ where beta or sigma vanishes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ class Between:
     path: Interpolant
     other: Interpolant
     interval: tuple[float, float]
-    _mark: Callable[[Tensor], Tensor]
-    _range: tuple[Tensor, Tensor]
-    _inverse: Callable[[Tensor], Tensor]
+    _mark: Callable[[Tensor], Tensor] = field(repr=False)
+    _range: tuple[Tensor, Tensor] = field(repr=False)
+    _inverse: Callable[[Tensor], Tensor] = field(repr=False)
 
     def time(self, t: Time) -> Tensor:
         """The counterpart of t on `other`, float64, of t's shape.

@@ -105,6 +105,12 @@ class Regression(nn.Module):
         self.times = drawn if self.interval == drawn.interval else drawn.within(*self.interval)
         self.unbiased = drawn.corrects if unbiased is None else unbiased
 
+    def extra_repr(self) -> str:
+        """The path, and what is regressed where."""
+        parts = {"view": self.view, "times": self.times, "coupling": self.coupling}
+        said = ", ".join(f"{name}={value!r}" for name, value in parts.items() if value is not None)
+        return f"{self.path!r}, {said}, interval={self.interval}"
+
     def forward(
         self,
         model: Model,

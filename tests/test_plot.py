@@ -117,6 +117,36 @@ def test_paths_are_named_apart():
     assert "theta=1.0" in list(named)[1]
 
 
+def test_tables_are_numbered_and_not_spelt_out():
+    tables = [schedules.from_betas(torch.linspace(1e-4, end, 100)) for end in (0.1, 0.2)]
+    assert list(names_of(tables)) == ["from betas", "from betas (2)"]
+
+
+def test_only_a_path_from_base_to_data_is_said_to_be_one():
+    """A path run backwards starts at the data, and a mirror has data at both ends."""
+    for path, said in (
+        (LINEAR, True),
+        (schedules.encode_decode(), True),
+        (LINEAR.reverse(), False),
+    ):
+        axes = plot.log_snr(path).axes[0]
+        assert (axes.get_xticklabels()[0].get_text() == "0\nbase") is said
+    for path, ends in ((LINEAR, ["base", "data"]), (schedules.mirror(), ["t = 0", "data"])):
+        left, _, right, _ = plot.density(PEAKS, path).axes
+        assert [left.get_title(), right.get_title()] == ends
+
+
+def test_a_law_that_is_a_point_is_drawn_as_one():
+    """Foellmer's path begins at 0: a dot, no density, and the rest is not washed out by it."""
+    path = schedules.foellmer()
+    left, middle, _, _ = plot.density(PEAKS, path).axes
+    assert left.lines[0].get_ydata().tolist() == [0.0]
+    table = middle.images[0].get_array()
+    assert np.isnan(np.ma.filled(table, np.nan)[:, 0]).all()
+    first, *_ = plot.density(MOONS, path).axes
+    assert first.lines[0].get_xydata().tolist() == [[0.0, 0.0]]
+
+
 def test_colours_are_told_apart_by_every_eye():
     """Pairs of the palette stay apart in CIELAB for normal, protan and deutan vision.
 
@@ -223,7 +253,7 @@ def test_a_data_set_is_a_law_too():
     x = torch.linspace(*figure.axes[1].get_ylim(), shown.shape[0], dtype=torch.float64)
     np.testing.assert_allclose(shown[:, -1], data.log_prob(x[:, None]), atol=1e-10)
     with pytest.raises(interp.errors.Unsupported, match="bandwidth"):
-        plot.density(interp.exact.Empirical(torch.zeros(3, 1)), LINEAR)
+        plot.density(interp.exact.Empirical(torch.tensor([[0.0], [1.0]])), LINEAR)
 
 
 # Runs

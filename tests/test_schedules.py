@@ -192,6 +192,8 @@ def test_a_latent_of_ones_own():
         schedules.with_gamma(mine)
     with pytest.raises(UnknownName, match="parabola"):
         schedules.with_gamma(schedules.linear(), "parabole")
+    with pytest.raises(OptionError, match="is a str, not a path"):
+        schedules.with_gamma("linear")
 
 
 def test_variance_preserving_ends_are_the_published_ones():

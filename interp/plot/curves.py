@@ -26,6 +26,7 @@ _SIGNS = {"alpha": "α", "beta": "β", "gamma": "γ", "sigma": "σ"}
 _ROLES = {"alpha": "base", "beta": "data", "gamma": "latent", "sigma": "all noise"}
 _LARGE = 10.0  # a panel that reaches further than this is drawn on a logarithmic scale
 _ELEMENTS = 7  # lines of a path with a schedule for each element
+_LONG = 48  # letters of a name: that of a table holds its numbers
 _FAR = 20.0  # nats: all that is beyond is pure noise or pure data, and EDM runs to infinity
 
 
@@ -56,11 +57,12 @@ def schedules(
     functions = _shown(list(named.values()))
     orders = ("", "d") if derivatives else ("",)
     if len(named) == 1:
-        return _one(tables, t, functions, orders, to)
+        return _one(tables, t, functions, orders, all(map(_to_data, named.values())), to)
     rows, columns = len(orders), len(functions)
     size = (max(6.4, 3.1 * columns), 0.5 + 2.5 * rows)
     figure, axes = style.figure(rows, columns, size, sharex=True)
     handles: list[Line2D] = []
+    ends = all(map(_to_data, named.values()))
     for r, order in enumerate(orders):
         for c, function in enumerate(functions):
             panel = axes[r * columns + c]
@@ -76,14 +78,14 @@ def schedules(
             sign = _SIGNS[function]
             title = f"d{sign}/dt" if order else f"{sign}(t), {_ROLES[function]}"
             style.name_axes(panel, title=title)
-            style.time_axis(panel, named=r == rows - 1)
+            style.time_axis(panel, named=r == rows - 1, ends=ends)
     style.header(figure, handles, list(named))
     return style.finish(figure, to)
 
 
 def _one(
     tables: Mapping[str, object], t: Tensor, functions: list[str], orders: tuple[str, ...],
-    to: style.To | None,
+    ends: bool, to: style.To | None,
 ) -> Figure:  # fmt: skip
     """All functions of one path in one panel, their derivatives in a second."""
     (name, k), *_ = tables.items()
@@ -94,7 +96,7 @@ def _one(
         lines = _draw(panel, t, curves)
         _scale(panel)
         style.name_axes(panel, title="derivatives, per unit of time" if order else name)
-        style.time_axis(panel)
+        style.time_axis(panel, ends=ends)
         label_lines(panel, lines, list(curves), size=12)
     return style.finish(figure, to)
 
@@ -123,13 +125,13 @@ def log_snr(paths: Paths, *, points: int = 401, to: style.To | None = None) -> F
     axes.set_ylim(max(low, -_FAR), min(high, _FAR))
     axes.axhline(0.0, color=style.HAIR, linewidth=0.8, zorder=0)
     style.name_axes(axes, y="log-SNR λ(t), nats")
-    style.time_axis(axes)
+    style.time_axis(axes, ends=all(map(_to_data, named.values())))
     label_lines(axes, lines, list(curves))
     return style.finish(figure, to)
 
 
 def names_of(paths: Paths) -> dict[str, Interpolant]:
-    """Each path by a name: its own, or with its options where two have the same.
+    """Each path by a name: its own, or with its options or a number where two have the same.
 
     Raises:
         OptionError: no paths, or something else than paths.
@@ -140,7 +142,10 @@ def names_of(paths: Paths) -> dict[str, Interpolant]:
         given = [paths] if isinstance(paths, Interpolant) else list(paths)
         short = [_name(path) for path in given]
         twice = {name for name in short if short.count(name) > 1}
-        long = [repr(p) if n in twice else n for p, n in zip(given, short, strict=True)]
+        long = [
+            repr(p) if n in twice and len(repr(p)) <= _LONG else n
+            for p, n in zip(given, short, strict=True)
+        ]
         named = {}
         for name, path in zip(long, given, strict=True):
             named[name if name not in named else f"{name} ({len(named) + 1})"] = path
@@ -153,6 +158,11 @@ def names_of(paths: Paths) -> dict[str, Interpolant]:
                 "e.g. schedules.linear()."
             )
     return named
+
+
+def _to_data(path: Interpolant) -> bool:
+    """Whether a path runs from noise to data, as a reversed one does not."""
+    return bool((path.log_snr(1.0) > path.log_snr(0.0)).all())
 
 
 def _name(path: object) -> str:

@@ -151,7 +151,14 @@ def _scatter(points: Tensor, to: style.To) -> None:
         axes.hist(points[:, 0].numpy(), bins=50, color=style.DATA)
         style.name_axes(axes, x="x", y="samples")
     else:
-        axes.scatter(points[:, 0], points[:, 1], s=7, color=style.DATA, alpha=0.65, linewidths=0)
+        axes.scatter(
+            points[:, 0].numpy(),
+            points[:, 1].numpy(),
+            s=7,
+            color=style.DATA,
+            alpha=0.65,
+            linewidths=0,
+        )
         axes.set_aspect("equal", adjustable="datalim")
         style.name_axes(axes, x="first coordinate", y="second coordinate")
     style.finish(figure, to)

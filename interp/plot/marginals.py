@@ -38,6 +38,8 @@ class Laws:
         laws: the law at each.
         scale: (m,), what x is divided by at each.
         low, high: (d,), the corner points of what is shown, in scaled x.
+        spread: (m,), the standard deviations; where one is 0 the law is a point and has no density.
+        ends: what the laws at t = 0 and t = 1 are called.
     """
 
     t: Tensor
@@ -45,6 +47,8 @@ class Laws:
     scale: Tensor
     low: Tensor
     high: Tensor
+    spread: Tensor
+    ends: tuple[str, str]
 
     @property
     def dim(self) -> int:
@@ -65,7 +69,9 @@ class Laws:
         return tuple(torch.linspace(a, b, size, dtype=torch.float64) for a, b in ends)
 
     def log_density(self, k: int, points: Tensor) -> Tensor:
-        """Of scaled x (n, d) at the k-th time: (n,), nats."""
+        """Of scaled x (n, d) at the k-th time: (n,), nats; NaN where the law is a point."""
+        if self.spread[k] == 0:
+            return torch.full_like(points[:, 0], torch.nan)
         scale = self.scale[k]
         return self.laws[k].log_prob(points * scale) + self.dim * scale.log()
 
@@ -80,6 +86,10 @@ class Laws:
         y, x = torch.meshgrid(ys, xs, indexing="ij")
         log = self.log_density(k, torch.stack([x.flatten(), y.flatten()], dim=1))
         return (log - log.max()).exp().reshape(size, size)
+
+    def point(self, k: int) -> Tensor | None:
+        """Where all of the k-th law is, (d,), if that is one point."""
+        return None if self.spread[k] else self.laws[k].sample(1, seed=0, dtype=torch.float64)[0]
 
 
 @torch.no_grad()
@@ -102,7 +112,13 @@ def laws_of(
     wide = bool(spread.max() > _VARIES * spread.min() > 0)
     scale = spread if (wide if scaled is None else scaled) else torch.ones_like(spread)
     low, high = low / scale[:, None], high / scale[:, None]
-    return Laws(t, laws, scale, low.amin(0), high.amax(0))
+    return Laws(t, laws, scale, low.amin(0), high.amax(0), spread, _names_of_ends(path))
+
+
+def _names_of_ends(path: Interpolant) -> tuple[str, str]:
+    """Base and data, where the path has these at its ends and nothing else."""
+    at = path.boundary
+    return "base" if at.starts_at_base else "t = 0", "data" if at.ends_clean else "t = 1"
 
 
 def _extent(law: Target) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,21 +185,26 @@ def panel_times(times: Sequence[float]) -> Tensor:
 
 
 def sided(laws: Laws) -> tuple[Figure, list[Axes]]:
-    """Three axes that share x: the base's density, the picture over time, the data's density."""
+    """Three axes that share x: the density at t = 0, the picture over time, the one at t = 1."""
     figure, axes = style.figure(1, 3, (8.4, 3.7), sharey=True, width_ratios=(1, 7, 1))
     x = laws.grid(400)[0]
     for panel, k, color in ((axes[0], 0, style.BASE), (axes[2], -1, style.DATA)):
-        height = laws.log_density(k % len(laws.t), x[:, None]).exp()
-        panel.fill_betweenx(x.numpy(), height.numpy(), color=color, alpha=0.18, linewidth=0)
-        panel.plot(height.numpy(), x.numpy(), color=color, linewidth=1.5)
-        panel.set_xlim(0, 1.06 * float(height.max()))
+        point = laws.point(k)
+        if point is None:
+            height = laws.log_density(k, x[:, None]).exp()
+            panel.fill_betweenx(x.numpy(), height.numpy(), color=color, alpha=0.18, linewidth=0)
+            panel.plot(height.numpy(), x.numpy(), color=color, linewidth=1.5)
+            panel.set_xlim(0, 1.06 * float(height.max()))
+        else:
+            panel.plot([0.05], point.numpy(), "o", color=color, markersize=5)
+            panel.set_xlim(0, 1)
         panel.spines[["left", "bottom"]].set_visible(False)
         panel.tick_params(left=False, bottom=False, labelbottom=False, labelleft=False)
     axes[0].invert_xaxis()
     style.name_axes(axes[0], y=laws.name)
     axes[0].tick_params(labelleft=True)
-    for panel, text, color in ((axes[0], "base", style.BASE), (axes[2], "data", style.DATA)):
-        panel.set_title(text, color=color, fontsize=10)
+    axes[0].set_title(laws.ends[0], color=style.BASE, fontsize=10)
+    axes[2].set_title(laws.ends[1], color=style.DATA, fontsize=10)
     axes[1].tick_params(labelleft=False, left=False)
     axes[1].set_ylim(float(laws.low[0]), float(laws.high[0]))
     style.time_axis(axes[1], ends=False)
@@ -196,7 +217,8 @@ def backdrop(
 ) -> None:
     """Log density over (t, x), the darker the denser, in the middle one of three axes."""
     table = laws.table(300)
-    top = float(table.max())
+    peaks = table.amax(0)  # at each time; the highest of them are those of a law close to a point
+    top = float(peaks[peaks.isfinite()].quantile(0.97))
     image = axes[1].imshow(
         table.numpy(), extent=(0.0, 1.0, float(laws.low[0]), float(laws.high[0])), origin="lower",
         cmap=style.density_colors(pale), vmin=top - _DEPTH, vmax=top, aspect="auto",
@@ -222,10 +244,13 @@ def _panels(laws: Laws) -> Figure:
 def plane(axes: Axes, laws: Laws, k: int, pale: bool = False) -> None:
     """The density at the k-th time over its own maximum, in two dimensions, on bare axes."""
     (left, bottom), (right, top) = laws.low.tolist(), laws.high.tolist()
+    point = laws.point(k)
+    if point is not None:
+        axes.plot(*point[:, None].numpy(), "o", color=style.BASE, markersize=5)
     axes.imshow(
-        laws.image(k, 240).numpy(), extent=(left, right, bottom, top), origin="lower",
-        cmap=style.density_colors(pale), vmin=0.0, vmax=1.0, interpolation="bilinear",
-        interpolation_stage="data", aspect="equal", zorder=0,
+        np.zeros((1, 1)) if point is not None else laws.image(k, 240).numpy(),
+        extent=(left, right, bottom, top), origin="lower", cmap=style.density_colors(pale), vmin=0.0,
+        vmax=1.0, interpolation="bilinear", interpolation_stage="data", aspect="equal", zorder=0,
     )  # fmt: skip
     bare(axes)
 

@@ -146,6 +146,11 @@ def with_gamma(path: Interpolant, gamma: str = "root", a: float | None = None) -
 
     Source: Albergo, Boffi, Vanden-Eijnden 2023 (2303.08797).
     """
+    if not isinstance(path, Interpolant):
+        raise OptionError(
+            f"path is a {type(path).__name__}, not a path. Give one, or its config, e.g. "
+            '{"name": "linear"}.'
+        )
     if path.gamma is not None:
         raise OptionError(f"{path!r} has a gamma already. Give a path without one.")
     config = None

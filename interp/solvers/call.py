@@ -131,7 +131,8 @@ def _request(
     if times is None and not method.adaptive:
         raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
     asked = grids.save_times(save_at, ends)
-    saves = asked if times is None else grids.snapped(asked, times, ends)
+    eps = grids.rounding_of(save_at)
+    saves = asked if times is None else grids.snapped(asked, times, ends, eps)
     name = _backend(backend, method, x, times is not None)
     return Request(
         method,

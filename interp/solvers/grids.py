@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..arguments import whole
@@ -116,9 +117,21 @@ def save_times(save_at: object, ends: tuple[float, float]) -> list[float]:
     return times
 
 
-def snapped(times: list[float], grid: list[float], ends: tuple[float, float]) -> list[float]:
-    """The times, each replaced by the grid time that it misses by rounding alone."""
-    rounding = 4 * 2.0**-52 * max(abs(ends[0]), abs(ends[1]))
+def rounding_of(times: object) -> float:
+    """The relative rounding of a tensor or an array of times; that of float64 for anything else."""
+    dtype = getattr(times, "dtype", None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return torch.finfo(dtype).eps
+    if isinstance(dtype, np.dtype) and np.issubdtype(dtype, np.floating):
+        return float(np.finfo(dtype).eps)
+    return 2.0**-52
+
+
+def snapped(
+    times: list[float], grid: list[float], ends: tuple[float, float], eps: float = 2.0**-52
+) -> list[float]:
+    """The times, each replaced by the grid time that it misses by rounding (``eps``) alone."""
+    rounding = 4 * eps * max(abs(ends[0]), abs(ends[1]))
     ordered, result = sorted(grid), []
     for t in times:
         i = bisect.bisect_left(ordered, t)

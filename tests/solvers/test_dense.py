@@ -93,13 +93,18 @@ def test_dense_output_that_is_not_finite_is_an_error(backend: str) -> None:
 
 
 def test_saves_within_rounding_of_a_step_are_that_step() -> None:
-    # linspace(0, 1, 11)[3] is 0.30000000000000004.
+    # linspace(0, 1, 11)[3] is 0.30000000000000004, and 0.3 is another number in float32.
     path = interp.schedules.linear()
     law = interp.exact.Gaussian(0.5, 0.3)
     term = path.sde(law.velocity(path), diffusion=1.0)
     saves = [0.1, 0.2, 0.3, 0.6, 0.7, 0.9]
-    sol = interp.solve(
-        term, torch.ones(2, 1), method="euler_maruyama", steps=10, seed=0, save_at=saves
-    )
-    assert sol.ts.tolist() == saves
-    assert sol.xs.isfinite().all()
+    for asked in (saves, torch.tensor(saves), torch.tensor(saves).numpy()):
+        sol = interp.solve(
+            term, torch.ones(2, 1), method="euler_maruyama", steps=10, seed=0, save_at=asked
+        )
+        assert sol.ts.tolist() == [float(t) for t in asked]
+        assert sol.xs.isfinite().all()
+    with pytest.raises(interp.errors.OptionError, match="between two steps"):
+        interp.solve(
+            term, torch.ones(2, 1), method="euler_maruyama", steps=10, seed=0, save_at=[0.3 + 1e-7]
+        )
