@@ -24,7 +24,7 @@ from interp.testing import (
 )
 
 SOME = settings(deadline=None, max_examples=25)
-UNSHRUNK = settings(deadline=None, phases=[Phase.generate])
+UNSHRUNK = settings(deadline=None, phases=[Phase.generate], max_examples=3000)
 
 
 def first(strategy, condition=lambda value: True):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interp.errors import OutOfRange
 from interp.testing import (
     assert_equivalent,
     assert_same_marginals,
@@ -132,8 +133,14 @@ def test_terms_of_every_view_leave_the_same_law(path, target, view):
 def test_a_model_of_one_path_is_adapted_to_any_other(path, trained_on, target, view, t):
     """The exact view of the other path, adapted, is the exact view of this one: 1e-8 of its size.
 
-    Within the common range of log-SNR; the matched time is right to 1e-16 / slope of log-SNR.
+    Within the common range of log-SNR, without which it is refused; the matched time is right to
+    1e-16 / slope of log-SNR.
     """
+    ends = [(p.log_snr(0.0), p.log_snr(1.0)) for p in (path, trained_on)]
+    if max(low for low, _ in ends) >= min(high for _, high in ends):
+        with pytest.raises(OutOfRange):
+            path.adapt(target.data(trained_on), trained_on=trained_on, view="data")
+        return
     adapted = path.adapt(getattr(target, view)(trained_on), trained_on=trained_on, view=view)
     low, high = adapted.interval
     inside = low + (high - low) * t
