@@ -214,7 +214,7 @@ class Regression(nn.Module):
         """I_t and what the model is regressed on there; the memory of ``spare`` may take I_t."""
         if self._straight and t.ndim:
             target, share = x1 - x0, spread(t, x0)
-            return (torch.lerp(x0, x1, share) if spare is None else x0.lerp_(x1, share)), target
+            return (torch.lerp(x0, x1, share) if spare is None else spare.lerp_(x1, share)), target
         path, ends = self.path, (x0, x1, z)
         schedules = (path.alpha, path.beta, path.gamma)
         if self.view == "velocity":
@@ -224,7 +224,9 @@ class Regression(nn.Module):
             values = tuple(0.0 if f is None else f(t) for f in schedules)
             shares = self._shares(*values)
         target = path.combine(shares, ends)
-        return path.combine(values, ends, None if target is spare else spare), target
+        # A gradient through the target's shares may have kept x0.
+        kept = target is spare or target.requires_grad
+        return path.combine(values, ends, None if kept else spare), target
 
     def _shares(self, alpha: Tensor, beta: Tensor, gamma: Share) -> tuple[Share, Share, Share]:
         """What the target takes of x0, x1 and z, where it is not the rate."""

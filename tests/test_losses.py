@@ -560,3 +560,50 @@ def test_a_loss_that_is_not_a_number_is_not_hidden():
     for weight, law in itertools.product(losses.weights(), times.names()):
         loss = Regression(PATHS["linear"], weight=weight, times=law)
         assert loss(lambda t, x: x * math.nan, batch()).isnan()
+
+
+# Learned schedules, and what a path's form may not change
+
+
+@pytest.mark.parametrize("weight", ["simple", "min_snr"])
+@pytest.mark.parametrize("view", ["velocity", "data", "noise", "v_prediction"])
+def test_the_gradient_reaches_a_schedule_that_is_learned(view, weight):
+    """d loss / d p for alpha = (1 - t)^p, beta = t^p, by central differences: 1e-7 of it."""
+    p = torch.tensor(1.3, dtype=F64, requires_grad=True)
+    path = interp.Interpolant(lambda t: (1 - t) ** p, lambda t: t**p)
+    loss = Regression(path, view, weight)
+
+    def value() -> Tensor:
+        return loss(off, batch(), generator=torch.Generator().manual_seed(0))
+
+    (found,) = torch.autograd.grad(value(), p)
+    h = 1e-5
+    with torch.no_grad():
+        p += h
+        above = value()
+        p -= 2 * h
+        below = value()
+    slope = (above - below) / (2 * h)
+    assert found.item() == pytest.approx(slope.item(), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_straight_path_by_one_pass_is_the_one_by_formula(view):
+    """`linear` and the same functions given as plain callables: 1e-13, the order of roundings."""
+    by_formula = interp.Interpolant(lambda t: 1 - t, lambda t: t)
+    a, b = (
+        Regression(path, view)(off, batch(), generator=torch.Generator().manual_seed(0)).item()
+        for path in (PATHS["linear"], by_formula)
+    )
+    assert a == pytest.approx(b, rel=1e-13)
+
+
+def test_data_and_base_points_of_the_caller_are_left_as_they_were():
+    x0, x1 = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
+    kept = x0.clone(), x1.clone()
+    for path, view in itertools.product((PATHS["linear"], PATHS["trigonometric"]), VIEWS):
+        Regression(path, view)(off, x1, x0)
+        Regression(path, view)(off, x1)
+        Regression(path, view, coupling="given" if view == "velocity" else None)(off, x1, x0)
+    assert torch.equal(x0, kept[0])
+    assert torch.equal(x1, kept[1])
