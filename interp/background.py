@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+import torch
 
 from .arguments import whole
 
@@ -36,6 +39,18 @@ def ahead_of(
     """
     depth = whole("depth", depth, 0)
     return map(function, source) if depth == 0 else _ahead_of(function, source, depth)
+
+
+def spare_core(device: torch.device) -> bool:
+    """Whether a thread beside a loop on ``device`` would have a core to itself.
+
+    Where torch's own threads fill the cores, each of its parallel loops waits for the one of them
+    that a further thread has pushed aside, and working ahead costs more than it saves.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return device.type != "cpu" or torch.get_num_threads() < cores
 
 
 def _ahead_of(

@@ -34,7 +34,9 @@ def ahead(
 
     Batch k draws from a generator of its own, made from (seed, start + k): the pairs do not depend
     on when the thread runs, and an iterator begun at ``start`` goes on where another one stopped,
-    to the same numbers. See `interp.background.ahead_of` for exceptions and for how it ends.
+    to the same numbers. See `interp.background.ahead_of` for exceptions and for how it ends. Where
+    torch's own threads fill all cores a thread more is in their way: take depth=0 there, as
+    `interp.train` does by itself.
 
     Args:
         coupling: a coupling, its name, or its config.

@@ -78,7 +78,7 @@ class Conditional(BatchCoupling):
                 "a difference of labels, or whole-number labels."
             )
         _, group = torch.unique(labels, dim=0, return_inverse=True)
-        first, second = torch.empty(len(x0), dtype=torch.int64), torch.empty_like(group)
+        first, second = torch.empty_like(group), torch.empty_like(group)
         sizes: list[int] = torch.bincount(group).tolist()
         for members in torch.split(torch.argsort(group, stable=True), sizes):
             i, j = inner.pairs(x0[members], x1[members], None, generator)

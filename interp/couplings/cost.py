@@ -32,11 +32,11 @@ def products(x0: Tensor, x1: Tensor) -> Tensor:
     Half the squared distance but for a number for each row and one for each column, which no
     assignment can change.
     """
-    return -(x0 - x0.mean(0)) @ (x1 - x1.mean(0)).T
+    return (x0.mean(0) - x0) @ (x1 - x1.mean(0)).T
 
 
 def costs(x0: Tensor, x1: Tensor, cost: Cost | None, default: Cost) -> Tensor:
-    """The costs (rows, rows) by the user's ``cost``, or the ``default``; float64.
+    """The costs (rows, rows) by the user's ``cost``, or the ``default``, on the CPU.
 
     Raises:
         OptionError: a cost that is not finite or not one number a pair; names the first bad row.
@@ -46,24 +46,32 @@ def costs(x0: Tensor, x1: Tensor, cost: Cost | None, default: Cost) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != wanted or found.is_complex():
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise OptionError(f"the cost gave {got}. Return a real tensor of shape {wanted}.")
-    found = found.detach().to("cpu", torch.float64)
+    found = found.detach().cpu()
+    if found.dtype is not torch.float32:
+        found = found.double()
     if not bool(found.isfinite().all()):
         raise OptionError(_reason(x0, x1, found))
     return found
 
 
 def _reason(x0: Tensor, x1: Tensor, found: Tensor) -> str:
-    """Why the costs are not finite, and what to do."""
+    """Why the costs of finite points are not finite, and what to do."""
     for name, x in (("x0", x0), ("x1", x1)):
-        bad = (~x.isfinite()).any(1).nonzero().flatten()
-        if len(bad):
-            return (
-                f"{name} is not finite in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}. "
-                "Remove them."
-            )
+        require_finite(name, x)
     i, j = (~found.isfinite()).nonzero()[0].tolist()
     return (
         f"the cost of row {i} of x0 and row {j} of x1 is {found[i, j].item()}. Give points of "
         f"smaller scale (the largest is {max(x0.abs().max().item(), x1.abs().max().item()):.3g}), "
         "or a finite cost."
+    )
+
+
+def require_finite(name: str, x: Tensor) -> None:
+    """Refuse with an `OptionError` points (rows, ...) that are not finite; names the first row."""
+    if bool(x.isfinite().all()):
+        return
+    bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten()
+    raise OptionError(
+        f"{name} is not finite in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}. "
+        "Remove them."
     )

@@ -72,7 +72,7 @@ class BatchCoupling(Coupling):
     ) -> Pairs:
         """Which row of x0 and which of x1 stand in each pair: arguments as of `__call__`."""
         check(x0, x1, labels, generator)
-        with torch.no_grad(), torch.device("cpu"):
+        with torch.no_grad():
             on_cpu = None if labels is None else labels.detach().cpu()
             return self.pairs(as_rows(x0), as_rows(x1), on_cpu, generator)
 
@@ -146,4 +146,4 @@ def as_rows(x: Tensor) -> Tensor:
 
 def take(x: Tensor, index: Tensor | None) -> Tensor:
     """The rows ``index`` of ``x``; all, untouched, where it is None."""
-    return x if index is None else x[index.to(x.device)]
+    return x if index is None else x.index_select(0, index.to(x.device))

@@ -32,7 +32,9 @@ def jointly(log_plan: Tensor, generator: Generator | None) -> tuple[Tensor, Tens
     """
     rows, columns = log_plan.shape
     cdf = torch.softmax(log_plan.flatten(), 0).cumsum(0)
-    strata = (torch.arange(rows, dtype=torch.float64) + uniform(rows, generator)) / rows
+    strata = (
+        torch.arange(rows, dtype=torch.float64, device="cpu") + uniform(rows, generator)
+    ) / rows
     flat = _at(cdf, strata)
     return flat // columns, flat % columns
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Generator, Tensor
 
 from ..errors import OptionError
+from .assignment import assign
 from .cost import Cost, costs, products, squared_distances
 from .coupling import BatchCoupling, Pairs
 from .draws import by_row
@@ -59,21 +59,9 @@ class OptimalTransport(BatchCoupling):
         """The best permutation of x0, or a draw of x0 for each x1."""
         if self.reg is None:
             return assign(costs(x0, x1, self.cost, products)), None
-        plan = balanced(costs(x0, x1, self.cost, squared_distances), self.reg, "reg", self.reg)
+        cost = costs(x0, x1, self.cost, squared_distances).double()
+        plan = balanced(cost, self.reg, "reg", self.reg)
         return by_row(plan.T.contiguous(), generator), None
-
-
-def assign(cost: Tensor) -> Tensor:
-    """The row of each column in the assignment of least total cost."""
-    from scipy.optimize import linear_sum_assignment
-
-    # Most rows then have their best column for nothing, and the search for paths is half as long.
-    reduced = cost - cost.amin(1, keepdim=True)
-    reduced -= reduced.amin(0, keepdim=True)
-    rows, columns = linear_sum_assignment(reduced.numpy())
-    order = torch.empty(len(columns), dtype=torch.int64)
-    order[torch.from_numpy(columns)] = torch.from_numpy(rows)
-    return order
 
 
 def balanced(cost: Tensor, reg: float, option: str, value: float, power: float = 1.0) -> Tensor:

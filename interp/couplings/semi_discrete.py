@@ -13,6 +13,7 @@ from .. import seeds
 from ..arguments import require_floating, require_same, whole
 from ..errors import OptionError
 from ..noise import check_seed
+from .cost import require_finite
 from .coupling import Coupling, check, check_labels, take
 from .draws import uniform
 from .sinkhorn import positive
@@ -72,8 +73,7 @@ class SemiDiscrete(Coupling):
         seed: int = 0,
     ) -> None:
         check(data, data)
-        if not bool(data.isfinite().all()):
-            raise OptionError("data are not finite in some row. Remove those rows.")
+        require_finite("data", data)
         if labels is not None:
             check_labels(labels, len(data))
         if within_labels and labels is None:
@@ -216,6 +216,7 @@ class SemiDiscrete(Coupling):
                 f"x0 has rows of shape {tuple(x0.shape[1:])} and {x0.dtype} but the data have "
                 f"{tuple(wanted[0])} and {wanted[1]}. Match them."
             )
+        require_finite("x0", x0)
         with torch.no_grad():
             group = self._group_of(labels) if self.within_labels else None
             scores = self._scores(x0.detach().to(self.data.device), self.average, group)

@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 
 from ..arguments import real
 from ..errors import OptionError
+from .assignment import assign
 from .cost import costs, products, squared_distances
 from .coupling import BatchCoupling, Pairs
 from .draws import by_row, jointly, permutation
-from .exact import assign
 from .sinkhorn import NotConverged, log_plan, positive
 
 _REG = 0.05  # of the mean cost: the default entropy, which blurs the plan little and converges fast
@@ -142,5 +142,5 @@ class Partial(BatchCoupling):
         i = assign(full)[:rows]
         j = torch.nonzero(i < rows).flatten()
         again = permutation(kept, generator)[: rows % kept]
-        chosen = torch.cat([torch.arange(kept).repeat(rows // kept), again])
+        chosen = torch.cat([torch.arange(kept, device="cpu").repeat(rows // kept), again])
         return i[j][chosen], j[chosen]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..background import ahead_of
+from ..background import ahead_of, spare_core
 from ..errors import OptionError
 from ..families import Batch, Family
 from ..noise import check_seed
@@ -165,7 +165,8 @@ def _prepared(state: State, stream: Iterator[Batch], seed: int) -> Generator[Bat
     """The batches of the steps that are left, prepared ahead where the family asks for it.
 
     A batch is a function of (seed, step), however far ahead it was drawn: all that its data draw is
-    drawn in this thread, after the seed of its step, and `Family.prepare` has a generator.
+    drawn in this thread, after the seed of its step, and `Family.prepare` has a generator. Where
+    there is no core for a thread ahead it is prepared here, to the same numbers.
     """
 
     def drawn() -> Iterator[tuple[int, Batch]]:
@@ -178,9 +179,8 @@ def _prepared(state: State, stream: Iterator[Batch], seed: int) -> Generator[Bat
         x = batch["x"] if isinstance(batch, Mapping) else batch
         return state.family.prepare(batch, generator(x.device, seed, "prepare", step))
 
-    depth = getattr(state.family, "prepares", 0)
-    if depth:
-        yield from ahead_of(prepare, drawn(), depth)
+    if depth := getattr(state.family, "prepares", 0):
+        yield from ahead_of(prepare, drawn(), depth if spare_core(state.device) else 0)
     else:
         yield from (batch for _, batch in drawn())
 

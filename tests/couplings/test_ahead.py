@@ -119,10 +119,12 @@ def train(model, steps, out=None, **options):
     )
 
 
-def test_training_takes_the_plans_that_were_made_ahead(monkeypatch):
+@pytest.mark.parametrize("spare", [True, False])
+def test_training_takes_the_plans_that_were_made_ahead(monkeypatch, spare):
     import threading
 
     seen = []
+    monkeypatch.setattr("interp.training.loop.spare_core", lambda device: spare)
     pairs = couplings.BatchCoupling.match
 
     def match(self, x0, x1, labels=None, generator=None):
@@ -131,8 +133,9 @@ def test_training_takes_the_plans_that_were_made_ahead(monkeypatch):
 
     monkeypatch.setattr(couplings.BatchCoupling, "match", match)
     trained = train(family(), 7)
-    assert seen == [(True, 16)] * 7  # a plan a step, none of them in the loop's own thread
-    assert len(trained.losses) == 7
+    assert seen == [(spare, 16)] * 7  # a plan a step, in a thread of its own where it has a core
+    monkeypatch.setattr("interp.training.loop.spare_core", lambda device: not spare)
+    assert train(family(), 7).losses == trained.losses
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp import couplings
+from interp.couplings.assignment import assign
 from interp.couplings.cost import products, squared_distances
-from interp.couplings.exact import assign
 from interp.couplings.sinkhorn import TOLERANCE, log_plan
 from interp.errors import OptionError
 
@@ -107,6 +107,28 @@ def test_the_order_of_rows_does_not_matter(rows, seed):
     assert torch.equal(a2[back], a)
     assert torch.equal(b2[back], b)
     assert torch.equal(c2[back], c)
+
+
+@quick
+@given(
+    st.integers(1, 40), st.integers(-12, 12), st.sampled_from(["normal", "few", "wide"]),
+    st.integers(0, 1000),
+)  # fmt: skip
+def test_the_assignment_is_the_best_for_any_costs(rows, exponent, kind, seed):
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.randn(rows, rows, dtype=torch.float64, generator=seeded(seed))
+    if kind == "few":
+        cost = cost.round()  # many ties
+    elif kind == "wide":
+        cost = torch.exp(8 * cost)
+    cost = cost * 10.0**exponent
+    best = cost[linear_sum_assignment(cost.numpy())].sum().item()
+    order = assign(cost)
+    assert sorted(order.tolist()) == list(range(rows))
+    # Potentials of the size of the largest cost are subtracted in float64.
+    slack = rows * 2.0**-50 * cost.abs().max().item()
+    assert cost[order, torch.arange(rows)].sum().item() <= best + slack
 
 
 def test_in_one_dimension_the_exact_plan_sorts():
