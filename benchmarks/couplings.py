@@ -7,7 +7,8 @@ eight clusters in the plane. Couplings and peers take turns on the same batches,
 turn, and each figure is the median in milliseconds. `cost` is the mean squared distance of the pairs:
 a plan drawn with replacement, as torchcfm does it, loses rows and pays with others. The training
 step is an MLP's of 785-256-256-784: without a coupling, with the plan in the loop, and with the plan
-made ahead by a thread, which saves time where torch's own threads leave a core free. torchcfm is left out where it is not installed.
+made ahead by a thread, which saves time where torch's own threads leave a core free. torchcfm is left
+out where it is not installed.
 """
 
 from __future__ import annotations
