@@ -1,19 +1,22 @@
 """What a training step costs beyond its network, beside the peers; and what importing costs.
 
-    python benchmarks/core.py [--repeats 200] [--imports 7] [--threads N]
+    python benchmarks/core.py [--repeats 30] [--turn 20] [--imports 7]
 
 A step is the network, the loss, the backward pass and the optimiser; `fixed` takes it on a point and a
-target that lie ready. A library adds drawing t and x0, making the point and the target, and its own loss:
-overhead is (step - fixed) / fixed. The network is an MLP 785-256-256-784 on (x, t) in float32, the batch
-256. All take turns in one run, and each figure is the median over the turns, each against the `fixed` of
-its own turn. `plain` is what one would write by hand in torch. Peers are timed as their own examples
-use them, each for a loss that it has (velocity: flow_matching, torchcfm; noise: diffusers; denoiser: azula,
+target that lie ready. A library adds drawing t and x0, making the point and the target, and its own
+loss: overhead is (step - fixed) / fixed. The network is an MLP 785-256-256-784 on (x, t) in float32, the
+batch 256. All take turns of 20 steps in one run, and each figure is the median over the turns, each
+against the `fixed` of its own round. "ahead" couples batches in a thread, begun and ended within its
+turn; all is timed with torch on all cores and on one less, which leaves that thread a core of its own.
+`plain` is what one would write by hand in torch. Peers are timed as their own examples use them, each
+for a loss that it has (velocity: flow_matching, torchcfm; noise: diffusers; denoiser: azula,
 k-diffusion), and left out with a message where they cannot be imported.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -25,7 +28,7 @@ import torch
 from report import interleaved, median, seconds, write
 from torch import Tensor, nn
 
-from interp import schedules
+from interp import couplings, schedules
 from interp.losses import Regression
 
 BATCH, FEATURES, WIDTH = 256, 784, 256
@@ -175,22 +178,31 @@ def engines(net: MLP) -> dict[str, Loss]:
     return made
 
 
-def steps(repeats: int) -> list[dict[str, object]]:
+def steps(repeats: int, length: int) -> list[dict[str, object]]:
     """The step of every engine: medians in milliseconds and overheads."""
     torch.manual_seed(SEED)
     net, x1 = MLP(), 0.5 * torch.randn(BATCH, FEATURES)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
 
-    def step(loss: Loss) -> float:
-        def run() -> None:
-            loss(x1).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    def update(loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-        return seconds(run)
+    def turn(loss: Loss) -> None:
+        for _ in range(length):
+            update(loss(x1))
 
-    made = engines(net)
-    times = interleaved({name: (lambda f=f: step(f)) for name, f in made.items()}, repeats, 5)
+    def turn_ahead() -> None:
+        loss = Regression(schedules.linear())
+        batches = couplings.ahead("optimal_transport", itertools.repeat(x1, length))
+        for batch in batches:
+            update(loss(net, batch["x"], batch["x0"], paired=True))
+
+    turns = {name: (lambda f=f: turn(f)) for name, f in engines(net).items()}
+    turns["interp, exact OT ahead"] = turn_ahead
+    runs = {name: (lambda f=f: seconds(f) / length) for name, f in turns.items()}
+    times = interleaved(runs, repeats)
     base = times["fixed"]
     return [
         {
@@ -248,12 +260,15 @@ def imports(repeats: int) -> list[dict[str, object]]:
     ]
 
 
-def table(rows: list[dict[str, object]], pieces: dict[str, float], loads: list[dict]) -> str:
-    lines = ["| engine | step | beyond fixed |", "|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['engine']} | {row['step_ms']:.2f} ms | {100 * row['overhead']:.1f} % |"
-        )
+def table(
+    rows: dict[int, list[dict[str, object]]], pieces: dict[str, float], loads: list[dict]
+) -> str:
+    counts = list(rows)
+    names = " | ".join(f"step, {n} threads | beyond fixed" for n in counts)
+    lines = [f"| engine | {names} |", "|" + "---|" * (1 + 2 * len(counts))]
+    for same in zip(*rows.values(), strict=True):
+        cells = [f"{r['step_ms']:.2f} ms | {100 * r['overhead']:.1f} %" for r in same]
+        lines.append(f"| {same[0]['engine']} | {' | '.join(cells)} |")
     lines += ["", "| part of interp's step | alone |", "|---|---|"]
     lines += [f"| {name} | {value:.0f} us |" for name, value in pieces.items()]
     lines += ["", "| import | time | of torch |", "|---|---|---|"]
@@ -265,15 +280,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--turn", type=int, default=20, help="steps of an engine in a row")
     parser.add_argument("--imports", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     start = time.perf_counter()
     loads = imports(args.imports)
-    rows, pieces = steps(args.repeats), parts(args.repeats)
+    rows: dict[int, list[dict[str, object]]] = {}
+    pieces: dict[str, float] = {}
+    for threads in sorted({torch.get_num_threads(), max(1, torch.get_num_threads() - 1)}):
+        torch.set_num_threads(threads)
+        rows[threads], pieces = steps(args.repeats, args.turn), parts(200)
     text = table(rows, pieces, loads)
     print(text)
     packages = ("interp", "torch", "numpy", "scipy", "pot", *PEERS)
