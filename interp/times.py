@@ -256,8 +256,8 @@ class Importance(nn.Module):
 
     def probabilities(self) -> Tensor:
         """Of the bins: (bins,), float64."""
-        even = torch.full_like(self.squares, 1.0 / self.bins)
-        root = self.squares.sqrt()
+        root = self.squares.double().sqrt()  # double, whatever a module around this was cast to
+        even = torch.full_like(root, 1.0 / self.bins)
         total = root.sum()
         usable = self.seen.all() & (total > 0)
         return torch.where(usable, torch.lerp(root / total, even, self.floor), even)
@@ -289,11 +289,12 @@ class Importance(nn.Module):
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Take in the ``losses`` (rows,) of the times ``t`` (rows,), before their weights."""
         k = self._bin(t).to(self.squares.device)
-        squares = losses.detach().to(self.squares).square()
+        squares = losses.detach().to(k.device, torch.float64).square()
         count = torch.bincount(k, minlength=self.bins)
         mean = torch.bincount(k, squares, self.bins) / count.clamp(min=1)
-        moved = torch.where(self.seen, torch.lerp(mean, self.squares, self.keep), mean)
-        self.squares.copy_(torch.where(count > 0, moved, self.squares))
+        known = self.squares.double()
+        moved = torch.where(self.seen, torch.lerp(mean, known, self.keep), mean)
+        self.squares.copy_(torch.where(count > 0, moved, known))
         self.seen.logical_or_(count > 0)
 
 

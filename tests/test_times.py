@@ -225,6 +225,15 @@ def test_importance_forgets_at_the_rate_it_was_told() -> None:
     assert torch.equal(again.probabilities(), sampler.probabilities())
 
 
+@pytest.mark.parametrize("cast", ["half", "float", "double"])
+def test_importance_survives_the_casts_of_a_module_around_it(cast) -> None:
+    sampler = getattr(times.Importance(bins=4), cast)()
+    taught(sampler, lambda t: 1 + t)
+    t = sampler.draw(50, generator=torch.Generator().manual_seed(0))
+    assert t.dtype == sampler.weight(t).dtype == F64
+    torch.testing.assert_close(sampler.probabilities().sum().item(), 1.0)
+
+
 def test_importance_where_the_loss_is_zero_stays_uniform() -> None:
     assert (
         taught(times.Importance(bins=8), torch.zeros_like).probabilities().tolist() == [1 / 8] * 8
