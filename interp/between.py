@@ -43,6 +43,7 @@ class Between:
     _mark: Callable[[Tensor], Tensor] = field(repr=False)
     _range: tuple[Tensor, Tensor] = field(repr=False)
     _inverse: Callable[[Tensor], Tensor] = field(repr=False)
+    _ends: tuple[float, float] = field(repr=False)
 
     def time(self, t: Time) -> Tensor:
         """The counterpart of t on `other`, float64, of t's shape.
@@ -61,7 +62,12 @@ class Between:
                 interval=self.interval,
             )
         first, last = (end.to(t.device) for end in self._range)
-        return self._inverse(torch.minimum(torch.maximum(self._mark(t), first), last))
+        # The ends are known; elsewhere nothing is infinite, nor its gradient by learned weights.
+        within = (t > low) & (t < high)
+        mark = self._mark(torch.where(within, t, 0.5 * (low + high)))
+        there = self._inverse(torch.minimum(torch.maximum(mark, first), last))
+        start, end = (torch.full_like(there, end) for end in self._ends)
+        return torch.where(within, there, torch.where(t > low, end, start))
 
     def scale(self, t: Time) -> Tensor:
         """What x is multiplied by, float64, of t's shape; errors as `time`."""
@@ -120,8 +126,9 @@ def _matched(
                 f"{shown[1]} on the second. Choose paths that overlap.",
                 interval=None,
             )
-        interval = tuple(_time_at(path, mine, end) for end in (low, high))
-    return Between(path, other, interval, mine, (low, high), inverse)  # type: ignore[arg-type]
+        first, last = (_time_at(path, mine, end) for end in (low, high))
+        there = inverse(low).item(), inverse(high).item()
+    return Between(path, other, (first, last), mine, (low, high), inverse, there)
 
 
 def _time_at(path: Interpolant, mark: Callable[[Tensor], Tensor], value: Tensor) -> float:

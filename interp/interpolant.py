@@ -155,6 +155,8 @@ class Interpolant(Curve):
             spare: one of the states, whose memory may take the result.
         """
         into, out = self.basis or (_same, _same)
+        if any(isinstance(c, Tensor) and c.requires_grad for c in shares):
+            spare = None  # a learned path needs the states again for its gradient
         pairs = zip(shares, states, strict=True)
         parts = [(c, x) for c, x in pairs if x is not None and not _is(c, 0.0)]
         parts.sort(key=lambda part: not (part[1] is spare or _is(part[0], 1.0)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .algebra import REVERSED, Chain, Product, Warp, constant
 from .errors import OptionError, ScheduleError, Unsupported
@@ -159,10 +161,27 @@ def composed(
     gamma: Schedule | None,
     config: Mapping[str, object] | None,
     time_at_log_snr: Callable[[Tensor], Tensor] | None = None,
+    modules: Sequence[nn.Module] = (),
 ) -> Interpolant:
-    """A path made of ``paths``, all of one kind and basis."""
-    made = Interpolant(
+    """A path made of ``paths``, all of one kind and basis, with the weights of what is learned."""
+    learned = [m for path in paths if isinstance(path, Trainable) for m in path.learned]
+    kind = Trainable.of([*learned, *modules]) if learned or modules else Interpolant
+    made = kind(
         alpha, beta, gamma, paths[0].gaussian_base, config=config, time_at_log_snr=time_at_log_snr
     )
     made.basis = paths[0].basis
     return made
+
+
+class Trainable(Interpolant, nn.Module):
+    """A path with weights: an ``nn.Module``, which a family that holds it trains and saves."""
+
+    def __init__(self, modules: Sequence[nn.Module], *args: Any, **kwargs: Any) -> None:
+        nn.Module.__init__(self)
+        self.learned = nn.ModuleList(modules)
+        Interpolant.__init__(self, *args, **kwargs)
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> Callable[..., Interpolant]:
+        """What builds a path with the weights of ``modules``."""
+        return functools.partial(cls, modules)

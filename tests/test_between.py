@@ -128,6 +128,17 @@ def test_the_scale_is_regular_where_beta_or_sigma_vanishes():
     assert schedules.linear().between(schedules.variance_preserving()).interval[1] == 1.0
 
 
+def test_the_ends_of_an_interval_are_as_exact_as_the_rest():
+    change = schedules.linear().between(schedules.variance_exploding(0.01, 50.0))
+    low, high = (at(end) for end in change.interval)
+    assert change.time(low).item() == 0.0
+    assert change.time(high).item() == 1.0
+    back = schedules.variance_exploding(0.01, 50.0).between(schedules.linear())
+    assert back.interval == (0.0, 1.0)
+    assert back.time(0.0).item() == pytest.approx(1 / 51, rel=1e-14)
+    assert back.time(at([0.5, 1.0]))[1].item() == pytest.approx(1 / 1.01, rel=1e-14)
+
+
 def test_a_warp_and_a_rescaling_are_read_off():
     path = schedules.linear()
     other = path.warp(lambda t: t * t, lambda s: s.sqrt()).rescale(lambda t: 1 + t)

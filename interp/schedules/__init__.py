@@ -8,6 +8,7 @@ from .bridges import brownian_bridge, encode_decode, foellmer, mirror, with_gamm
 from .closed import cosine, linear, polynomial, power, trigonometric
 from .composed import ensemble, piecewise, product, shifted, weighted_sum
 from .diffusions import edm, sub_variance_preserving, variance_exploding, variance_preserving
+from .learned import learned
 from .registry import from_config, names
 from .tables import from_alphas_cumprod, from_betas, from_sigmas, named_betas
 
@@ -24,6 +25,7 @@ __all__ = [
     "from_config",
     "from_sigmas",
     "gammas",
+    "learned",
     "linear",
     "mirror",
     "named_betas",

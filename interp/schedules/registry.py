@@ -34,6 +34,7 @@ HOME = {
 #: The same for what is made of other paths, and so cannot be built from its name alone.
 COMPOSED = {
     "ensemble": "composed",
+    "learned": "learned",
     "piecewise": "composed",
     "product": "composed",
     "rescale": "composed",

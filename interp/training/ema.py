@@ -44,8 +44,12 @@ class Average:
                 self.weights[name].lerp_(weight, 1 - m)
 
     def state(self) -> dict[str, Tensor]:
-        """The module's state with its parameters averaged."""
-        return {**self.module.state_dict(), **self.weights}
+        """The module's state with its parameters averaged, under every name that one has."""
+        named = self.module.named_parameters()
+        averaged = {id(p): self.weights[name] for name, p in named if name in self.weights}
+        everywhere = self.module.named_parameters(remove_duplicate=False)
+        shared = {name: averaged[id(p)] for name, p in everywhere if id(p) in averaged}
+        return {**self.module.state_dict(), **shared}
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
