@@ -209,7 +209,11 @@ def test_the_exact_model_of_one_path_is_the_exact_model_of_another(here, trained
     models = {v: path.adapt(_exact(MIXTURE, other, v), trained_on=other, view=v) for v in VIEWS}
     for t in (inside(interval, share) for share in (0.1, 0.5, 0.9)):
         k = path.coefficients(t)
-        condition = ((1 + k.dbeta.abs() + k.dsigma.abs()) / (k.beta * k.sigma) ** 2).item()
+        there = other.coefficients(path.between(other).time(at(t)))
+        condition = sum(
+            ((1 + c.dbeta.abs() + c.dsigma.abs()) / (c.beta * c.sigma) ** 2).item()
+            for c in (k, there)
+        )
         y = x * k.sigma + k.beta * 0.3
         truth = {v: _exact(MIXTURE, path, v)(at(t), y) for v in VIEWS}
         for model in models.values():
