@@ -29,7 +29,8 @@ class LogSNR:
 
         y = y_i + h (D q^2 + d_i q (1 - q)) / (D + (d_i + d_{i+1} - 2 D) q (1 - q)),
 
-    which is monotone for any positive slopes; they are the harmonic means of their neighbours' D.
+    which is monotone for any positive slopes: inside, the harmonic means of their neighbours' D; at
+    the ends D and half of its change to the next cell's, within D / 3 and 3 D.
     On the last cell sigma / beta falls linearly to 0 at t = 1; where the last entry is -inf, beta /
     sigma rises linearly from 0 on the first. Gregory, Delbourgo 1982.
 
@@ -149,13 +150,15 @@ def _cell(numbers: Tensor, begins: Tensor, at: Tensor) -> tuple[Tensor, ...]:
 
 
 def _cells(t: Tensor, y: Tensor) -> _Cells:
-    """Slopes are the harmonic means of the neighbours' D inside, extrapolated at the ends."""
+    """Slopes: harmonic means of the neighbours' D inside, at the ends D + half its change."""
     w, h = t.diff(), y.diff()
     D = h / w
     d = torch.cat([D, D])
     if len(D) > 1:
         inside = 2 * D[:-1] * D[1:] / (D[:-1] + D[1:])
-        d = torch.cat([D[:1] ** 2 / inside[:1], inside, D[-1:] ** 2 / inside[-1:]])
+        ends, inner = D[[0, -1]], D[[1, -2]]
+        ends = (1.5 * ends - 0.5 * inner).clamp(ends / 3, ends * 3)
+        d = torch.cat([ends[:1], inside, ends[1:]])
     numbers = torch.stack([t[:-1], y[:-1], w, h, D, d[:-1], d[1:], d[:-1] + d[1:] - 2 * D], -1)
     return _Cells(t[:-1].contiguous(), y[:-1].contiguous(), numbers)
 
