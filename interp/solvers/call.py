@@ -19,7 +19,7 @@ from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupport
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import ending, grids
 from .catalogue import Method, find
-from .plan import Plan, Request, failure, plan
+from .plan import Plan, Request, failure
 from .problem import Observer, Report
 from .result import Solution, Stats, StepState
 
@@ -85,7 +85,9 @@ def solve(
     )  # fmt: skip
     with _gradients(request.backend), _progress(request, progress) as bar:
         observer = _observer(term, request.cond, callback, bar)
-        made = plan(term, x, request, observer)
+        made = chosen.scheme(term, x, request, observer)
+        if isinstance(term, (PathODE, PathSDE)):
+            made.denoise = ending.wanted(term, request.ends, request.options)
         if made.last is not None and made.stop == made.start:
             report = _nothing(made)
         else:

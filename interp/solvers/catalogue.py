@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UnknownName
 from . import tableaus
+from .euler_maruyama import euler_maruyama
+from .plan import Plan
+from .runge_kutta import runge_kutta
 from .tableaus import Numbers, Tableau
 
 KINDS = ("ode", "sde")
+
+Scheme = Callable[[Any, Any, Any, Any], Plan]
+"""scheme(term, x, request, observer): what a backend is to run for a term of the method's kind. The
+observer is called in the caller's time and state."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class Method:
         order: of convergence (weak for an SDE).
         adaptive: whether it can choose its steps.
         terms: which terms it integrates.
+        scheme: what plans its runs.
         tableau: its coefficients, where it is a Runge-Kutta method.
         peer: what torchdiffeq calls the same tableau, or None.
         options: names of its own options.
@@ -33,6 +43,7 @@ class Method:
     order: int
     adaptive: bool
     terms: tuple[str, ...]
+    scheme: Scheme
     tableau: Tableau | None = None
     peer: str | None = None
     options: tuple[str, ...] = ()
@@ -59,7 +70,9 @@ def _installed(package: str) -> bool:
 def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method:
     adaptive = bool(tableau.b_hat)
     options = ("first_step", "max_steps") if adaptive else ()
-    return Method(name, "ode", tableau.order, adaptive, ("ODE",), tableau, peer, options)
+    return Method(
+        name, "ode", tableau.order, adaptive, ("ODE",), runge_kutta, tableau, peer, options
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -74,7 +87,9 @@ METHODS: dict[str, Method] = {
         _runge_kutta("rk38", tableaus.RK38, "rk4"),
         _runge_kutta("bosh3", tableaus.BOSH3, "bosh3"),
         _runge_kutta("dopri5", tableaus.DOPRI5, "dopri5"),
-        Method("euler_maruyama", "sde", 1, False, ("SDE",), options=("span", "depth")),
+        Method(
+            "euler_maruyama", "sde", 1, False, ("SDE",), euler_maruyama, options=("span", "depth")
+        ),
     )
 }
 

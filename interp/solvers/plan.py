@@ -1,23 +1,25 @@
-"""From a term and a call's arguments to what a backend runs, and back."""
+"""From a term and a call's arguments to what a backend runs, and back.
+
+A method's scheme makes the plan (see `interp.solvers.catalogue`); what all schemes share is here.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..arguments import host, real, spread, whole
-from ..errors import InterpError, OptionError, SolveError, Unsupported
-from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
-from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE, Steps
-from . import ending, grids, rust_backend, torch_backend, torchdiffeq_backend
-from .catalogue import Method
-from .problem import Adaptive, NoiseKey, Observer, Problem, Report
+from ..errors import OptionError, SolveError
+from ..terms import Cond, Coordinates
+from .problem import Adaptive, NoiseKey, Problem, Report
+
+if TYPE_CHECKING:
+    from .catalogue import Method
 
 Engine = Callable[..., Report]
 
@@ -91,20 +93,7 @@ class Request:
         return Adaptive(*ends, self.rtol, self.atol, first, limit)
 
 
-def plan(
-    term: ODE | SDE | PathODE | PathSDE, x: Tensor, request: Request, observer: Observer | None
-) -> Plan:
-    """What to run for a term; the observer is called in the caller's time and state."""
-    if isinstance(term, (SDE, PathSDE)):
-        made = _plan_sde(term, x, request, observer)
-    else:
-        made = _plan_ode(term, x, request, observer)
-    if isinstance(term, (PathODE, PathSDE)):
-        made.denoise = ending.wanted(term, request.ends, request.options)
-    return made
-
-
-def _clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:
+def clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:
     """From readings of the clock to t, many at once: an inverse without a closed form is a search."""
 
     def read(taus: list[float]) -> list[float]:
@@ -114,7 +103,7 @@ def _clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:
     return read
 
 
-def _problem(
+def pose(
     x: Tensor, y: Tensor, saves: list[float], field: Callable[[Tensor, Tensor], Tensor],
     exact_time: bool, backend: str,
 ) -> Problem:  # fmt: skip
@@ -130,136 +119,13 @@ def _problem(
     )
 
 
-def _plan_ode(term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
-    at, grid, (start, stop), last = term.coordinates, request.grid, request.ends, None
-    if isinstance(term, PathODE) and term.view == "data" and term.clean(stop):
-        last = stop
-        if grid is not None:
-            grid = grid[:-1]
-            stop = grid[-1]
-        else:
-            stop = _before_clean_data(term, start, request)
-    forward = request.ends[1] - request.ends[0]
-    saves = [s for s in request.saves if last is None or (s - stop) * forward <= 0]
-    tau = _clock(at, [start, stop, *saves, *(grid or [])])
-    y = x
-    if at is not None:
-        y = spread(1 / at.scale(host(start)), x) * x
-    marks = [tau[s] for s in saves]
-    slope = term.slope(request.cond)
-    problem = _problem(x, y, marks, slope, term.exact_time, request.backend)
-    taus = [tau[t] for t in grid] if grid is not None else None
-    if at is not None:
-        problem.times = _clock_reader(at)
-    goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
-    method = request.method
-    engine: Engine = _ENGINES[request.backend]
-    head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
-    made = Plan(
-        engine, (head, taus, goal), problem, request.saves, request.asked, at, start, stop, last
-    )
-    if observer is not None:
-        problem.observer = lambda tau, y, nfe: observer(
-            made.time(tau), made.state(made.time(tau), y), nfe
-        )
-    return made
-
-
-_ENGINES: dict[str, Engine] = {
-    "rust": rust_backend.runge_kutta,
-    "torch": torch_backend.runge_kutta,
-    "torchdiffeq": torchdiffeq_backend.runge_kutta,
-}
-
-
-def _clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
+def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     """The clock at each time: one reading a time, so that equal times have equal readings."""
     unique = sorted(set(times))
     if at is None:
         return {t: t for t in unique}
     taus: list[float] = at.tau(host(unique)).tolist()
     return dict(zip(unique, taus, strict=True))
-
-
-def _before_clean_data(term: PathODE, start: float, request: Request) -> float:
-    """Where an adaptive run hands over to the first-order step.
-
-    That step's error is of second order in sigma / beta; at a tenth of the tolerance's square root
-    it is a hundredth of the tolerance where the data vary on the scale 1.
-    """
-    small = 0.1 * (request.atol + request.rtol) ** 0.5
-    begin = float(term.path.noise_scale(start).max())
-    return start if begin <= small else term.almost_clean(small)
-
-
-def _plan_sde(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
-    grid = request.grid
-    if grid is None:
-        raise OptionError(f"{request.method.name} takes the steps it is given. Give steps=N.")
-    nodes = set(grid)
-    missing = [s for s in request.saves if s not in nodes]
-    if missing:
-        raise OptionError(
-            f"save_at holds t = {missing[0]!r}, between two steps, where an SDE has no state. Give "
-            "times of the grid, or a grid= that holds them."
-        )
-    field = term.drift_field(request.cond)
-    problem = _problem(x, x, request.saves, field, term.exact_time, request.backend)
-    steps = (
-        term.steps(grid)
-        if isinstance(term, PathSDE)
-        else _steps_by_hand(term, grid, problem, request)
-    )
-    noise = _noise(term, x, grid, request)
-    problem.observer = observer
-    engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).euler_maruyama
-    arguments = (grid, steps.a, steps.b, steps.s, noise)
-    start, stop = request.ends
-    saves, asked = request.saves, request.asked
-    return Plan(engine, arguments, problem, saves, asked, None, start, stop, noise=noise)
-
-
-def _steps_by_hand(term: SDE, grid: list[float], problem: Problem, request: Request) -> Steps:
-    """Euler-Maruyama: x + h drift + g dW."""
-    if term.calculus != "ito":
-        raise Unsupported(
-            f"euler_maruyama converges to the Ito solution, and this SDE is {term.calculus}. Convert "
-            "the drift: subtract (1/2) g dg/dx."
-        )
-    g = term.diffusion_field(request.cond)
-    lengths = [end - t for t, end in itertools.pairwise(grid)]
-    ones = [1.0] * len(lengths)
-    if callable(g):
-        problem.diffusion = g
-        return Steps(ones, lengths, ones)
-    return Steps(ones, lengths, [g] * len(lengths))
-
-
-def _noise(term: SDE | PathSDE, x: Tensor, grid: list[float], request: Request) -> NoiseKey:
-    options = request.options
-    span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
-    if options.get("span") is not None:
-        span = _span(options["span"], span, term.path is not None)
-    depth = whole("depth", options.get("depth", 10), 1, 48)
-    seed = fresh_seed() if request.seed is None else check_seed(request.seed)
-    rows = len(x) if x.ndim else 1
-    first_row = check_first_row(request.first_row, rows)
-    return NoiseKey(seed, STREAMS["path"], first_row, span, depth_for(grid, span, depth))
-
-
-def _span(given: object, run: tuple[float, float], is_path: bool) -> tuple[float, float]:
-    """The root interval of the noise, as given: it has to hold the run's."""
-    try:
-        low, high = grids.interval(given)
-        holds = not is_path and low <= run[0] and run[1] <= high
-    except InterpError:
-        holds = False
-    if not holds:
-        raise OptionError(
-            f"span={given!r} does not root the noise of this run, from {run[0]:g} to {run[1]:g}. Give "
-            "an interval that holds it (a path's is always [0, 1])."
-        )
-    return low, high
 
 
 def failure(made: Plan, report: Report) -> SolveError:

@@ -1,0 +1,68 @@
+"""Runge-Kutta methods on an ODE, in the coordinates in which its view is regular."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import host, spread
+from ..terms import ODE, PathODE
+from . import rust_backend, torch_backend, torchdiffeq_backend
+from .plan import Engine, Plan, Request, clock, clock_reader, pose
+from .problem import Observer
+
+_ENGINES: dict[str, Engine] = {
+    "rust": rust_backend.runge_kutta,
+    "torch": torch_backend.runge_kutta,
+    "torchdiffeq": torchdiffeq_backend.runge_kutta,
+}
+
+
+def runge_kutta(
+    term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None
+) -> Plan:
+    """The run of a Runge-Kutta method; a view of the data ends with a first-order step."""
+    at, grid, (start, stop), last = term.coordinates, request.grid, request.ends, None
+    if isinstance(term, PathODE) and term.view == "data" and term.clean(stop):
+        last = stop
+        if grid is not None:
+            grid = grid[:-1]
+            stop = grid[-1]
+        else:
+            stop = _before_clean_data(term, start, request)
+    forward = request.ends[1] - request.ends[0]
+    saves = [s for s in request.saves if last is None or (s - stop) * forward <= 0]
+    tau = clock(at, [start, stop, *saves, *(grid or [])])
+    y = x
+    if at is not None:
+        y = spread(1 / at.scale(host(start)), x) * x
+    marks = [tau[s] for s in saves]
+    slope = term.slope(request.cond)
+    problem = pose(x, y, marks, slope, term.exact_time, request.backend)
+    taus = [tau[t] for t in grid] if grid is not None else None
+    if at is not None:
+        problem.times = clock_reader(at)
+    goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
+    method = request.method
+    engine: Engine = _ENGINES[request.backend]
+    head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
+    made = Plan(
+        engine, (head, taus, goal), problem, request.saves, request.asked, at, start, stop, last
+    )
+    if observer is not None:
+        problem.observer = lambda tau, y, nfe: observer(
+            made.time(tau), made.state(made.time(tau), y), nfe
+        )
+    return made
+
+
+def _before_clean_data(term: PathODE, start: float, request: Request) -> float:
+    """Where an adaptive run hands over to the first-order step.
+
+    That step's error is of second order in sigma / beta; at a tenth of the tolerance's square root
+    it is a hundredth of the tolerance where the data vary on the scale 1.
+    """
+    small = 0.1 * (request.atol + request.rtol) ** 0.5
+    begin = float(term.path.noise_scale(start).max())
+    return start if begin <= small else term.almost_clean(small)
