@@ -330,6 +330,7 @@ def test_a_damaged_model_and_another_schema_are_named(trained, tmp_path, capsys)
     assert "schema 7" in said(capsys)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_that_the_run_can_go_on(tmp_path):
     command = [
         sys.executable, "-m", "interp.cli", "train", "flow_matching", "--data", "digits",
@@ -340,7 +341,10 @@ def test_ctrl_c_says_that_the_run_can_go_on(tmp_path):
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=60)
+    try:
+        _, text = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "--resume" in text
     assert "Traceback" not in text

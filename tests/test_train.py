@@ -134,14 +134,16 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_numbers(tmp_path_factory, st
 
 
 SCRIPT = """
-import sys, torch, adapters, interp
+import sys, time, torch, adapters, interp
 torch.set_num_threads(1)
 torch.manual_seed(int(sys.argv[2]))  # the weights of a resumed run come from its checkpoint
 family = adapters.create("flow_matching", shape=(1, 8, 8), width=8, classes=3)
 g = torch.Generator().manual_seed(0)
 data = {"x": torch.randn(64, 1, 8, 8, generator=g).clamp(-1, 1), "label": torch.arange(64) % 3}
 options = {"batch_size": 16, "save_every": 5, "progress": False}
-interp.train(family, data, 40, sys.argv[1], resume=len(sys.argv) > 3, **options)
+if sys.argv[3:] == ["stall"]:  # so that it can't end before it is killed
+    family.after_step = lambda step, total: time.sleep(60 * (step > 30))
+interp.train(family, data, 40, sys.argv[1], resume=sys.argv[3:] == ["resume"], **options)
 """
 
 
@@ -160,7 +162,7 @@ def test_kill_nine_and_resume(tmp_path, monkeypatch):
         command = [sys.executable, "-c", SCRIPT, str(folder), str(seed), *more]
         return subprocess.Popen(command)
 
-    broken = start(tmp_path / "broken", 0)
+    broken = start(tmp_path / "broken", 0, "stall")
     wait_for_step(broken, tmp_path / "broken", 17)
     broken.send_signal(signal.SIGKILL)
     assert broken.wait() == -signal.SIGKILL

@@ -178,13 +178,17 @@ def seconds_until_interrupted(term: interp.ODE | interp.SDE, x: Tensor, method: 
 
     timer = threading.Timer(0.3, interrupt)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        interp.solve(term, x, (0.0, 1e-3), method, "rust", steps=300_000)
-    answered = time.perf_counter()
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interp.solve(term, x, (0.0, 1e-3), method, "rust", steps=300_000)
+        answered = time.perf_counter()
+    finally:
+        timer.cancel()
+        timer.join()
     return answered - sent[0]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("size", [4, 200_000])
 def test_ctrl_c_is_answered_at_once(size: int) -> None:
     """In a run whose field is native, so that only the engine can look for signals."""
@@ -210,7 +214,8 @@ def test_no_signal_is_lost_while_a_run_starts() -> None:
     def ring(number: int, frame: FrameType | None) -> None:
         raise Rang
 
-    def run(drift: Callable[..., Tensor], steps: int = 100_000) -> None:
+    def run(drift: Callable[..., Tensor], steps: int = 100_000, ring_in: float = 0.0) -> None:
+        signal.setitimer(signal.ITIMER_REAL, ring_in)
         term = interp.SDE(drift, 0.0)
         interp.solve(term, torch.ones(4), method="euler_maruyama", steps=steps, seed=0)
 
@@ -222,16 +227,15 @@ def test_no_signal_is_lost_while_a_run_starts() -> None:
     before = signal.signal(signal.SIGALRM, ring)
     try:
         for k in range(1, 25):  # the engine takes over in the last part of it
-            signal.setitimer(signal.ITIMER_REAL, (0.5 + 0.025 * k) * ready)
             with pytest.raises(Rang):
-                run(torch.mul)
+                run(torch.mul, ring_in=(0.5 + 0.025 * k) * ready)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
 
 
-def test_the_lock_is_released_in_passes_over_large_states() -> None:
-    """One step of an SDE: a pass of a second's noise between two calls of Python."""
+def longest_silence_of_another_thread() -> float:
+    """While an SDE takes two steps, passes of noise alone: the share of the run."""
     stop, ticks = threading.Event(), [time.perf_counter()]
 
     def tick() -> None:
@@ -253,6 +257,10 @@ def test_the_lock_is_released_in_passes_over_large_states() -> None:
         stop.set()
         thread.join()
     inside = [began, *(t for t in ticks if began < t < ended), ended]
-    longest = max(b - a for a, b in itertools.pairwise(inside))
-    # With the lock held through the pass the silence would be nearly all of the run.
-    assert longest < 0.5 * (ended - began)
+    return max(b - a for a, b in itertools.pairwise(inside)) / (ended - began)
+
+
+def test_the_lock_is_released_in_passes_over_large_states() -> None:
+    # With the lock held through a pass the silence would be half of the run or more. The best of
+    # three, since a loaded machine may let neither thread run.
+    assert any(longest_silence_of_another_thread() < 0.5 for _ in range(3))
