@@ -15,7 +15,7 @@ from .between import Between
 from .coefficients import Coefficients
 from .errors import UndeterminedView, Unsupported
 from .interpolant import Interpolant, Model
-from .terms.model import call, check_callable, check_own_view, check_time_name
+from .terms.model import call, check_callable, check_own_view, check_time_name, own_time, own_view
 
 
 class Adapted:
@@ -41,16 +41,17 @@ class Adapted:
         path: Interpolant,
         model: Model,
         trained_on: Interpolant,
-        view: str = "velocity",
-        time: str | tuple[str, int] = "t",
+        view: str | None = None,
+        time: str | tuple[str, int] | None = None,
         to: str | None = None,
     ) -> None:
         check_callable("model", model)
+        view, time = own_view(model, view), own_time(model, time)
         check_time_name(time)
         views.check(view)
         check_own_view(model, view)
         self.path, self.model, self.trained_on = path, model, trained_on
-        self.source, self.time = view, time
+        self.source, self.told = view, time
         self.between: Between = path.between(trained_on)
         self.interval = self.between.interval
         self.view = view
@@ -94,7 +95,7 @@ class Adapted:
         time = self.path._time_of(t, x)
         there, scale = self.between.both(time)
         y = spread(scale, x) * x
-        value = like(call(self.model, self.trained_on, self.time, there, y, cond), x, "the model")
+        value = like(call(self.model, self.trained_on, self.told, there, y, cond), x, "the model")
         p, q = self._weights(time, there, scale)
         if q is None:
             return value

@@ -213,8 +213,8 @@ class Interpolant(Curve):
 
         The views: velocity E[dI/dt | x], score grad log rho_t(x), energy_gradient -score, noise
         E[(alpha x0 + gamma z) / sigma | x], data E[x1 | x], base E[x0 | x], v_prediction
-        beta noise - sigma data; see `interp.views` for the formula. Where the base is not Gaussian
-        the noise is E[z | x], and one view tells only those of its own kind.
+        beta noise - sigma data, flow_prediction noise - data; see `interp.views` for the formula.
+        Where the base is not Gaussian the noise is E[z | x], and one view tells only its own kind.
 
         Args:
             value: the source view, of x's shape, dtype and device.
@@ -379,8 +379,8 @@ class Interpolant(Curve):
         self,
         model: Model,
         trained_on: Interpolant,
-        view: str = "velocity",
-        time: str | tuple[str, int] = "t",
+        view: str | None = None,
+        time: str | tuple[str, int] | None = None,
         to: str | None = None,
     ) -> Adapted:
         """A model trained on another path as a model on this one: exact, without training.
@@ -391,8 +391,8 @@ class Interpolant(Curve):
         Args:
             model: model(t, x, **cond) on ``trained_on``.
             trained_on: the path that it was trained on.
-            view: what it returns.
-            time: what it is told; see `interp.terms.told`.
+            view: what it returns; None is its own ``view``, or the velocity.
+            time: what it is told; see `interp.terms.told`. None is its own ``time``, or t.
             to: what the adapted model returns; None is ``view``.
 
         Raises:
@@ -406,16 +406,21 @@ class Interpolant(Curve):
     # Terms
 
     def ode(
-        self, model: Model, view: str = "velocity", time: str | tuple[str, int] = "t"
+        self,
+        model: Model,
+        view: str | None = None,
+        time: str | tuple[str, int] | None = None,
     ) -> PathODE:
         """The probability flow dx/dt = velocity, from a ``model`` of ``view`` told ``time``.
 
-        A model from `adapt` whose velocity is infinite at an end is integrated as one of the data.
+        What is left out is the model's own ``view`` and ``time``, where it says them, or else
+        "velocity" and "t". A model from `adapt` whose velocity is infinite at an end is integrated as
+        one of the data.
         """
         from .adapted import Adapted
         from .terms import PathODE
 
-        if isinstance(model, Adapted) and view == model.view:
+        if isinstance(model, Adapted) and view in (None, model.view):
             model = model.regular()
             view = model.view
         return PathODE(self, model, view=view, time=time)
@@ -423,11 +428,11 @@ class Interpolant(Curve):
     def sde(
         self,
         model: Model,
-        view: str | tuple[str, ...] = "velocity",
+        view: str | tuple[str, ...] | None = None,
         *,
         diffusion: float | str | Callable[[Tensor], Tensor | float],
         score: Model | None = None,
-        time: str | tuple[str, int] = "t",
+        time: str | tuple[str, int] | None = None,
     ) -> PathSDE:
         """The SDE of drift velocity + (eps^2 / 2) score and diffusion eps(t), forward in t."""
         from .terms import PathSDE

@@ -7,6 +7,7 @@ The target is the variable whose mean given I_t the view is, so that the minimis
     velocity  dI_t/dt      noise  (alpha x0 + gamma z) / sigma    score            -noise / sigma
     data      x1           base   x0                              energy_gradient  noise / sigma
     v_prediction           beta noise - sigma x1
+    flow_prediction        noise - x1
 
 Where the base is not Gaussian the noise is z and sigma is gamma. Weights are in `interp.weights`,
 laws of time in `interp.times`, pairings of the ends in `interp.couplings`.
@@ -235,6 +236,8 @@ class Regression(nn.Module):
         scale, a, g = self._noise(alpha, gamma)
         if self.view == "noise":
             return a, 0.0, g
+        if self.view == "flow_prediction":
+            return a, -1.0, g
         v = self.view == "v_prediction"
         factor = beta if v else (-1.0 if self.view == "score" else 1.0) / scale
         a, g = (share if _is_zero(share) else share * factor for share in (a, g))
@@ -318,9 +321,9 @@ def _coupling(spec: Coupling | str | Mapping[str, Any] | None) -> Coupling | Non
 def _check_view(path: Interpolant, view: str, coupling: object) -> None:
     views.check(view)
     latent = ("noise", "score", "energy_gradient")
-    if not path.gaussian_base and view == "v_prediction":
+    if not path.gaussian_base and view in ("v_prediction", "flow_prediction"):
         raise UndeterminedView(
-            "v_prediction mixes noise and data, which are two functions where the base is not Gaussian. "
+            f"{view} mixes noise and data, which are two functions where the base is not Gaussian. "
             "Train the velocity, and the score beside it."
         )
     if not path.gaussian_base and path.gamma is None and view in latent:

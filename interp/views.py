@@ -11,10 +11,12 @@ Every view is w * value = a D + c n:
     score            0       -1             sigma
     energy_gradient  0       1              sigma
     v_prediction     -sigma  beta           1
+    flow_prediction  -1      1              1
 
 The energy U is -log rho_t up to a constant, so that grad U = -score. v = beta n - sigma D is
 Salimans and Ho's (2202.00512), who have beta^2 + sigma^2 = 1; it is not normalised where that is
-not so. Two equations, the source's and x's, give D and n, and so the target T from the source s:
+not so. The flow n - D is minus the velocity of the linear path, whatever the path. Two equations,
+the source's and x's, give D and n, and so the target T from the source s:
 
     T = [(a_T c_s - c_T a_s) x + Delta_T w_s value] / (w_T Delta_s),   Delta = beta c - sigma a.
 
@@ -44,6 +46,7 @@ from .scalar import widened
 
 VIEWS = (
     "velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction",
+    "flow_prediction",
 )  # fmt: skip
 #: a = 0: one function in four scales, silent where beta is 0.
 NOISE_LIKE = ("score", "noise", "base", "energy_gradient")
@@ -152,6 +155,8 @@ def _row(view: str, k: Coefficients, regular: Tensor | None) -> _Row:
         return _Row(0.0, _base_share(k, regular), 1.0)
     if view == "v_prediction":
         return _Row(-k.sigma, k.beta * unit, 1.0)
+    if view == "flow_prediction":
+        return _Row(-1.0, unit, 1.0)
     sign = -1.0 if view == "score" else 1.0
     return _Row(0.0, sign, k.sigma if regular is None else torch.where(regular, k.sigma, 1.0))
 

@@ -32,7 +32,7 @@ PATHS = {
 }
 PAIRS = [(a, b) for a in PATHS for b in PATHS]
 SOME_PAIRS = [(a, b) for i, a in enumerate(PATHS) for j, b in enumerate(PATHS) if (i + j) % 3 == 1]
-VIEWS = ("velocity", "score", "noise", "data", "base", "v_prediction")
+VIEWS = ("velocity", "score", "noise", "data", "base", "v_prediction", "flow_prediction")
 
 
 def at(t):
@@ -228,8 +228,8 @@ def _exact(law, path, view):
         return lambda t, x: path.convert(law.data(path)(t, x), "data", "base", x, t)
     if view == "base":
         return law.noise(path)
-    if view == "v_prediction":
-        return lambda t, x: path.convert(law.data(path)(t, x), "data", "v_prediction", x, t)
+    if view in ("v_prediction", "flow_prediction"):
+        return lambda t, x: path.convert(law.data(path)(t, x), "data", view, x, t)
     return getattr(law, view)(path)
 
 

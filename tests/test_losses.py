@@ -109,6 +109,8 @@ def test_two_sided_targets_are_those_of_the_latent_for_a_dependent_base():
     torch.testing.assert_close(rate, BRIDGE.rate(t, x0, x1, z), rtol=1e-14, atol=1e-14)
     with pytest.raises(UndeterminedView, match="two functions"):
         Regression(BRIDGE, "v_prediction")
+    with pytest.raises(UndeterminedView, match="flow_prediction mixes"):
+        Regression(BRIDGE, "flow_prediction")
     straight = interp.Interpolant(lambda t: 1 - t, lambda t: t, gaussian_base=False)
     with pytest.raises(UndeterminedView, match="without a gamma"):
         Regression(straight, "score")
@@ -172,6 +174,7 @@ def test_simple_losses_of_two_views_are_not_the_same_but_differ_by_the_squared_r
         "data": 1.0, "noise": (k.beta / k.sigma) ** 2, "velocity": (W / k.sigma) ** 2,
         "score": (k.beta / k.sigma**2) ** 2,
         "v_prediction": ((k.beta**2 + k.sigma**2) / k.sigma) ** 2,
+        "flow_prediction": ((k.beta + k.sigma) / k.sigma) ** 2,
     }  # fmt: skip
     found = {}
     for view in ratios:
@@ -385,7 +388,7 @@ def powers(t):
 
 
 @pytest.mark.parametrize("weight", ["simple", "min_snr", "edm", "likelihood"])
-@pytest.mark.parametrize("view", ["velocity", "noise", "data", "v_prediction"])
+@pytest.mark.parametrize("view", ["velocity", "noise", "data", "v_prediction", "flow_prediction"])
 def test_with_a_schedule_for_each_element_the_loss_is_each_one_s_own(view, weight):
     """The mean over two elements of two losses; and the same in a rotated basis. To 1e-12."""
     both = interp.Interpolant(lambda t: powers(1 - t), powers)
@@ -464,7 +467,7 @@ def test_under_a_coupling_only_what_has_a_target_is_trained():
             Regression(PATHS["linear"], view, coupling=shuffled)
     with pytest.raises(UndeterminedView):
         Regression(PATHS["latent"], "noise", coupling=shuffled)
-    for view in ("velocity", "data", "base", "noise", "v_prediction"):
+    for view in ("velocity", "data", "base", "noise", "v_prediction", "flow_prediction"):
         Regression(PATHS["linear"], view, coupling=shuffled)
 
 
@@ -566,7 +569,7 @@ def test_a_loss_that_is_not_a_number_is_not_hidden():
 
 
 @pytest.mark.parametrize("weight", ["simple", "min_snr"])
-@pytest.mark.parametrize("view", ["velocity", "data", "noise", "v_prediction"])
+@pytest.mark.parametrize("view", ["velocity", "data", "noise", "v_prediction", "flow_prediction"])
 def test_the_gradient_reaches_a_schedule_that_is_learned(view, weight):
     """d loss / d p for alpha = (1 - t)^p, beta = t^p, by central differences: 1e-7 of it."""
     p = torch.tensor(1.3, dtype=F64, requires_grad=True)

@@ -87,6 +87,7 @@ def views_of_gaussian(definitions, t, x):
         "base": a * r,
         "energy_gradient": r,
         "v_prediction": b * sigma * r - sigma * (m + b * s * s * r),
+        "flow_prediction": sigma * r - (m + b * s * s * r),
     }
     return found, (b, sigma, db, (a * da + g * dg) / sigma, a / sigma)
 
@@ -101,6 +102,7 @@ def slope_in_source(source, target, b, sigma, db, dsigma, share):
         "base": share,
         "energy_gradient": 1 / sigma,
         "v_prediction": b + sigma * sigma / b,
+        "flow_prediction": 1 + sigma / b,
     }
     return per_noise[target] / per_noise[source]
 
@@ -162,7 +164,7 @@ def test_in_float32_little_is_lost_beyond_the_rounding_of_the_inputs(name, t):
         table = {
             "velocity": (db, dsigma, 1), "data": (1, 0, 1), "noise": (0, 1, 1),
             "base": (0, share, 1), "score": (0, -1, sigma), "energy_gradient": (0, 1, sigma),
-            "v_prediction": (-sigma, b, 1),
+            "v_prediction": (-sigma, b, 1), "flow_prediction": (-1, 1, 1),
         }  # fmt: skip
         rows = {view: [float(v) for v in row] for view, row in table.items()}
         shares = {}
@@ -189,9 +191,10 @@ def test_in_float32_little_is_lost_beyond_the_rounding_of_the_inputs(name, t):
 # What is not determined at t = 0 and t = 1 by (source, target); all else is.
 SCORES = ("score", "energy_gradient")
 NOISE_LIKE = ("noise", "base", *SCORES)
-FROM_NOISE = {(s, T) for s in NOISE_LIKE for T in ("data", "velocity", "v_prediction")}
-FROM_DATA = {("data", T) for T in (*NOISE_LIKE, "velocity", "v_prediction")}
-TO_SCORE = {(s, T) for s in ("noise", "base", "data", "velocity", "v_prediction") for T in SCORES}
+MIXED = ("v_prediction", "flow_prediction")
+FROM_NOISE = {(s, T) for s in NOISE_LIKE for T in ("data", "velocity", *MIXED)}
+FROM_DATA = {("data", T) for T in (*NOISE_LIKE, "velocity", *MIXED)}
+TO_SCORE = {(s, T) for s in ("noise", "base", "data", "velocity", *MIXED) for T in SCORES}
 LOST = {
     ("linear", 0.0): FROM_NOISE,
     ("linear", 1.0): FROM_DATA | TO_SCORE,
@@ -203,8 +206,8 @@ LOST = {
     # sigma' is infinite: velocity and score hold the same, noise = -sigma score is 0 and tells
     # nothing, and v is the noise.
     ("variance_preserving", 1.0): {
-        *((s, T) for s in ("noise", "base", "data", "v_prediction") for T in ("velocity", *SCORES)),
-        *(("data", T) for T in ("noise", "base", "v_prediction")),
+        *((s, T) for s in ("noise", "base", "data", *MIXED) for T in ("velocity", *SCORES)),
+        *(("data", T) for T in ("noise", "base", *MIXED)),
     },
     ("custom root", 0.0): FROM_NOISE,
     ("straight latent", 0.0): FROM_NOISE,
@@ -228,6 +231,7 @@ def exact_at_the_end(path, t):
         "base": a * r,
         "energy_gradient": r,
         "v_prediction": b * sigma * r - sigma * (MEAN + b * STD**2 * r),
+        "flow_prediction": sigma * r - (MEAN + b * STD**2 * r),
     }
 
 

@@ -89,6 +89,27 @@ class AngleClock:
         return torch.hypot(k.beta, k.sigma)
 
 
+@dataclass(frozen=True)
+class LineClock:
+    """tau = sigma / (beta + sigma) and x = (beta + sigma) y: the linear path, from 1 to 0."""
+
+    path: Interpolant
+
+    def tau(self, t: Tensor) -> Tensor:
+        """The share of the noise, from 1 for pure noise to 0 for clean data."""
+        k = self.path.coefficients(t)
+        return k.sigma / (k.beta + k.sigma)
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The inverse of the share."""
+        return _time_at(self.path, 2 * (torch.log1p(-tau) - tau.log()))
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Beta + sigma."""
+        k = self.path.coefficients(t)
+        return k.beta + k.sigma
+
+
 def _time_at(path: Interpolant, log_snr: Tensor) -> Tensor:
     # A clock that has gone through a logarithm and back may miss an end by its last bit.
     low, high = path.log_snr(0.0), path.log_snr(1.0)

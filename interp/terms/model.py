@@ -99,6 +99,22 @@ def check_own_view(model: Model, view: str) -> None:
         raise OptionError(f'the model returns the {own}, not the {view}. Give view="{own}".')
 
 
+def own_view(model: Model, given: str | None) -> str:
+    """The view that was ``given``, or else the model's own, or else the velocity."""
+    if given is not None:
+        return given
+    own = getattr(model, "view", None)
+    return own if isinstance(own, str) and own in views.VIEWS else "velocity"
+
+
+def own_time(model: Model, given: str | tuple[str, int] | None) -> str | tuple[str, int]:
+    """The time convention that was ``given``, or else the model's own, or else t."""
+    if given is not None:
+        return given
+    own = getattr(model, "time", None)
+    return own if isinstance(own, (str, tuple)) else "t"
+
+
 def _check_view(path: Interpolant, view: object) -> None:
     views.check(view)
     if not path.gaussian_base and view != "velocity":
@@ -130,9 +146,14 @@ class PathTerm:
     """What the terms of a path share: the path, a model of one view, and what it is told."""
 
     def __init__(
-        self, path: Interpolant, model: Model, view: str, time: str | tuple[str, int]
+        self,
+        path: Interpolant,
+        model: Model,
+        view: str | None,
+        time: str | tuple[str, int] | None,
     ) -> None:
         check_callable("model", model)
+        view, time = own_view(model, view), own_time(model, time)
         _check_view(path, view)
         check_own_view(model, view)
         check_time_name(time)

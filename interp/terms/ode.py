@@ -10,7 +10,7 @@ from .. import views
 from ..arguments import host, spread
 from ..errors import TimeError
 from ..inverse import bisected
-from .coordinates import AngleClock, Coordinates, DataClock, NoiseClock
+from .coordinates import AngleClock, Coordinates, DataClock, LineClock, NoiseClock
 from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, needs_exact_time
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ class PathODE(PathTerm):
     Args:
         path: the path.
         model: model(t, x, **cond) -> tensor like x.
-        view: what the model returns, one of `interp.views.VIEWS`.
-        time: what the model is told; see `told`.
+        view: what the model returns, one of `interp.views.VIEWS`; None is the model's own ``view``,
+            "velocity" where it has none.
+        time: what the model is told; see `told`. None is the model's own ``time``, or "t".
 
     Raises:
         UnknownName: a view or time convention that does not exist.
@@ -35,8 +36,8 @@ class PathODE(PathTerm):
         self,
         path: Interpolant,
         model: Model,
-        view: str = "velocity",
-        time: str | tuple[str, int] = "t",
+        view: str | None = None,
+        time: str | tuple[str, int] | None = None,
     ) -> None:
         super().__init__(path, model, view, time)
 
@@ -54,6 +55,8 @@ class PathODE(PathTerm):
             return None
         if self.view == "v_prediction":
             return AngleClock(self.path)
+        if self.view == "flow_prediction":
+            return LineClock(self.path)
         return DataClock(self.path) if self.view == "data" else NoiseClock(self.path)
 
     def check(self, t0: float, t1: float) -> None:
@@ -108,7 +111,7 @@ class PathODE(PathTerm):
         def field(t: Tensor, y: Tensor) -> Tensor:
             x = spread(at.scale(t), y) * y
             value = self.call(t, x, cond)
-            if self.view in ("noise", "data"):
+            if self.view in ("noise", "data", "flow_prediction"):
                 return value
             if self.view == "v_prediction":
                 return spread(1 / at.scale(t), value) * value

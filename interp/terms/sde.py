@@ -67,7 +67,7 @@ class PathSDE(PathTerm):
 
     Args:
         path, model, time: as for an ODE.
-        view: one view, or ("velocity", "score") with a model that returns both.
+        view: the same: one view, or ("velocity", "score") with a model that returns both.
         diffusion: eps: a number, a function of t (elementwise, float64), or "reverse": the G of the
             noising SDE, G^2 = sigma^2 dlambda/dt, lambda the log-SNR.
         score: a model of the score, where the first one does not tell it.
@@ -81,8 +81,8 @@ class PathSDE(PathTerm):
         self,
         path: Interpolant,
         model: Model,
-        view: str | tuple[str, ...] = "velocity",
-        time: str | tuple[str, int] = "t",
+        view: str | tuple[str, ...] | None = None,
+        time: str | tuple[str, int] | None = None,
         *,
         diffusion: float | str | Callable[[Tensor], Tensor | float],
         score: Model | None = None,
@@ -99,7 +99,7 @@ class PathSDE(PathTerm):
                 f"the G of this path differs between its elements, of shape {path.element}, and an SDE "
                 "takes one eps. Give a number or a function of t."
             )
-        if score is not None and (self.pair or view != "velocity"):
+        if score is not None and (self.pair or self.view != "velocity"):
             raise OptionError(
                 f"view={view!r} and a score of its own contradict each other. With score=, the model "
                 'is one of the velocity: view="velocity".'

@@ -21,6 +21,7 @@ def exact_views(target, path, t, x):
     }
     views["energy_gradient"] = -views["score"]
     views["v_prediction"] = k.beta * views["noise"] - k.sigma * views["data"]
+    views["flow_prediction"] = views["noise"] - views["data"]
     return views
 
 
@@ -32,6 +33,7 @@ def drawn_points(target, path, t, dtype=torch.float64):
 def test_the_views_are_all_here():
     assert set(VIEWS) == {
         "velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction",
+        "flow_prediction",
     }  # fmt: skip
 
 

@@ -12,19 +12,21 @@ from interp.losses import Regression
 from interp.testing import paths, schedules, targets, times
 
 FEW = settings(deadline=None, max_examples=12)
-VIEWS = ("velocity", "data", "noise", "base", "v_prediction", "score")
+VIEWS = ("velocity", "data", "noise", "base", "v_prediction", "flow_prediction", "score")
 
 
 def exact(target, path, view):
-    if view != "v_prediction":
+    if not view.endswith("prediction"):
         return getattr(target, view)(path)
 
-    def v_prediction(t, x):
+    def prediction(t, x):
         k = path.coefficients(t)
         beta, sigma = (c[:, None] if c.ndim else c for c in (k.beta, k.sigma))
+        if view == "flow_prediction":
+            beta = sigma = 1.0
         return beta * target.noise(path)(t, x) - sigma * target.data(path)(t, x)
 
-    return v_prediction
+    return prediction
 
 
 def at(t):

@@ -45,12 +45,13 @@ def model(path: interp.Interpolant, view: str) -> Callable[[Tensor, Tensor], Ten
     if view == "energy_gradient":
         score = LAW.score(path)
         return lambda t, x: -score(t, x)
-    if view == "v_prediction":
+    if view in ("v_prediction", "flow_prediction"):
         noise, data = LAW.noise(path), LAW.data(path)
 
         def v(t: Tensor, x: Tensor) -> Tensor:
-            k = path.coefficients(t)
-            return k.beta * noise(t, x) - k.sigma * data(t, x)
+            k, flow = path.coefficients(t), view == "flow_prediction"
+            beta, sigma = (1.0, 1.0) if flow else (k.beta, k.sigma)
+            return beta * noise(t, x) - sigma * data(t, x)
 
         return v
     exact: Callable[[Tensor, Tensor], Tensor] = {
@@ -88,7 +89,17 @@ def runs(name: str, view: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    "view", ["velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction"]
+    "view",
+    [
+        "velocity",
+        "score",
+        "noise",
+        "data",
+        "base",
+        "energy_gradient",
+        "v_prediction",
+        "flow_prediction",
+    ],
 )
 @pytest.mark.parametrize("name", PATHS)
 def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
@@ -110,7 +121,9 @@ def test_adaptive_runs_are_the_exact_flow(name: str, view: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["rust", "torch", "torchdiffeq"])
-@pytest.mark.parametrize("view", ["velocity", "noise", "data", "score", "v_prediction"])
+@pytest.mark.parametrize(
+    "view", ["velocity", "noise", "data", "score", "v_prediction", "flow_prediction"]
+)
 @pytest.mark.parametrize("name", CLOSED)
 def test_fixed_steps_converge_to_the_exact_flow(name: str, view: str, backend: str) -> None:
     path = PATHS[name]
