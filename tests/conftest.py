@@ -1,12 +1,26 @@
-"""One thread a process: the tests are small, and so the timings in them mean something."""
+"""What the tests do not leave to chance: threads, the terminal, signals."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+# One thread a process: the tests are small, and so the timings in them mean something.
 torch.set_num_threads(1)
+
+# What a user or a CI machine has set for their own terminal and data.
+for name in (
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "CLICOLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "INTERP_DATA_ROOT",
+):
+    os.environ.pop(name, None)
+os.environ.update(COLUMNS="80", LINES="24", TERM="dumb")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InterpError
@@ -87,7 +88,7 @@ def _schedules() -> Table:
             at = path.boundary
             starts = "base" if at.starts_at_base else "base, data"
             ends = "data" if at.ends_clean else "data, noise"
-        table.add_row(_signature(name, builder), starts, ends, _first_line(builder))
+        table.add_row(f"[bold]{name}[/]", starts, ends, _about(builder))
     return table
 
 
@@ -97,34 +98,30 @@ def _couplings() -> Table:
     table = _described("coupling", "Couplings")
     for name in couplings.names():
         builder = getattr(couplings, name)
-        table.add_row(_signature(name, builder), _first_line(builder))
+        table.add_row(f"[bold]{name}[/]", _about(builder))
     return table
 
 
 def _described(kind: str, title: str, *columns: str) -> Table:
-    """A table of names with their options below them, and one line on each."""
+    """A table of names with what each is and which options it has."""
     from rich import box
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"{kind} and its options", max_width=27, overflow="fold")
-    for column in columns:
+    for column in (kind, *columns):
         table.add_column(column, no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("what it is, and its options")
     return table
 
 
-def _signature(name: str, builder: Callable[..., object]) -> str:
-    """Its name, and below it its arguments with their defaults."""
-    parameters = inspect.signature(builder).parameters.values()
-    options = [
-        p.name if p.default is p.empty else f"{p.name}={_short(p.default)}" for p in parameters
-    ]
-    return "\n".join([f"[bold]{name}[/]", *(f"  {option}" for option in options)])
+def _about(builder: Callable[..., object]) -> str:
+    """Its docstring's first line, and below it its arguments with their defaults."""
+    line = (inspect.getdoc(builder) or "").partition("\n")[0].replace("`", "")
+    options = ", ".join(
+        p.name if p.default is p.empty else f"{p.name}={_short(p.default)}"
+        for p in inspect.signature(builder).parameters.values()
+    )
+    return f"{escape(line)}\n[dim]{escape(options)}[/]" if options else escape(line)
 
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _first_line(builder: Callable[..., object]) -> str:
-    return (inspect.getdoc(builder) or "").partition("\n")[0]

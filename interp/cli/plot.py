@@ -56,7 +56,8 @@ class Schedules(Picture):
     """
 
     names: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME [NAME ...]")
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="(required)"),
     ]
     """Names from `interp list`, each with options if need be as NAME:OPTION=VALUE,OPTION=VALUE."""
     log_snr: bool = False
@@ -82,8 +83,7 @@ class Along(Picture):
     schedule: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SCHEDULE")]
     """A name from `interp list`, with options if need be as NAME:OPTION=VALUE,OPTION=VALUE."""
     target: str = "moons"
-    """The law of the data: peaks (on the line), moons or eight (in the plane), or images as for
-    --data of `interp train`: their exact denoiser then draws them, with no network."""
+    """Data: peaks (on the line), moons or eight (in the plane), or images as in `interp train --data`."""
     base: str | None = None
     """The law of x0, for a path between two laws: peaks, moons or eight; without it N(0, 1)."""
     show: Literal["trajectories", "density", "velocity"] = "trajectories"
@@ -242,7 +242,8 @@ class Coupled(Picture):
     """
 
     names: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME [NAME ...]")
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="(required)"),
     ]
     """Names from `interp list`, each with options if need be as NAME:OPTION=VALUE,OPTION=VALUE."""
     target: str = "moons"
@@ -284,11 +285,12 @@ class Plot:
     Example: interp plot path linear --target peaks --out path.png
     """
 
-    picture: (
+    picture: Annotated[
         Annotated[Schedules, tyro.conf.subcommand("schedules")]
         | Annotated[Along, tyro.conf.subcommand("path")]
-        | Annotated[Coupled, tyro.conf.subcommand("coupling")]
-    )
+        | Annotated[Coupled, tyro.conf.subcommand("coupling")],
+        tyro.conf.arg(name=""),  # its options are those of the command, not of a group in it
+    ]
 
     @property
     def debug(self) -> bool:

@@ -20,13 +20,14 @@ class Train(Common):
     """Train a family and keep the run in a folder.
 
     Example: interp train flow_matching --data digits --steps 1000 --out run
+
+    A folder of images may have subfolders, one a label; an .npz holds "x" and, if need be, "label".
     """
 
-    family: tyro.conf.Positional[str]
+    family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")]
     """A name from `interp list`."""
     data: str
-    """digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, a folder of images (subfolders are
-    labels), or an .npz file with an array "x"."""
+    """digits, mnist, fashion_mnist, kmnist, cifar10, cifar100, a folder of images or an .npz file."""
     steps: int
     """Steps of the whole run, counted from its beginning."""
     out: Path
@@ -42,13 +43,11 @@ class Train(Common):
     ema: float = 0.999
     """Decay of the averaged weights; 0 for none."""
     resume: bool = False
-    """Go on with the run in the folder, to the same numbers as if it had not stopped; begin one
-    where there is none."""
+    """Go on with the run in the folder, to the same numbers as if it had not stopped, or begin one."""
     overwrite: bool = False
     """Remove the run in the folder first."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """An option of the family as name=value, the value in JSON: --set width=64 --set path=linear.
-    May be given several times."""
+    """An option of the family, the value in JSON; as many as you like: --set width=64 --set path=linear."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
 
@@ -139,8 +138,7 @@ class Evaluate(Common):
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A folder that `interp train` has written."""
     data: str | None = None
-    """Data as in `interp train`, whose test split is used; a folder or file is used whole. Without
-    it, the test split of the run's own."""
+    """As in `interp train`, of which the test split is used, if there is one; else the run's own."""
     data_root: Path | None = None
     """Where torchvision's data sets are; else the environment variable INTERP_DATA_ROOT."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
@@ -148,8 +146,7 @@ class Evaluate(Common):
     seed: int = 0
     """Of the dequantisation."""
     divergence: str = "hutchinson"
-    """Where log_prob is by an ODE: hutchinson, an unbiased estimate, or exact, which costs as many
-    times more as an image has elements."""
+    """In an ODE: hutchinson, an unbiased estimate, or exact, as many times dearer as there are elements."""
     tolerance: float = 1e-4
     """Of the solver, relative and absolute, where there is one."""
     batch_size: int = 64

@@ -77,7 +77,7 @@ def _scale(
             break
         v = (keep1 - 1.0) / reg * g - keep1 * kernel.T.mv(new.exp()).log()
         u = new
-        if tau[0] < math.inf and tau[1] < math.inf:
+        if min(tau) < math.inf:
             shift = _translation(f + reg * u, g + reg * v, tau) / reg
             u, v = u + shift, v - shift
         largest = max(u.abs().max().item(), v.abs().max().item())
@@ -100,9 +100,10 @@ def _exact_update(cost: Tensor, g: Tensor, reg: float, tau: float) -> Tensor:
 
 
 def _translation(f: Tensor, g: Tensor, tau: tuple[float, float]) -> Tensor:
-    """The best t of (f + t, g - t): the slow direction where both ends are free.
+    """The best t of (f + t, g - t), which leaves the plan as it is: the slow direction where tau > reg.
 
-    Sejourne, Vialard, Peyre 2022 (2201.00730): mean exp(-(f + t) / tau0) = mean exp(-(g - t) / tau1).
+    Sejourne, Vialard, Peyre 2022 (2201.00730): mean exp(-(f + t) / tau0) = mean exp(-(g - t) / tau1),
+    where one of the two may be infinite.
     """
     low, high = (torch.logsumexp(-p / end, 0) for p, end in zip((f, g), tau, strict=True))
     return (low - high) / (1.0 / tau[0] + 1.0 / tau[1])

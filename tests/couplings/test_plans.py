@@ -256,6 +256,16 @@ def test_the_unbalanced_mass_between_two_points(distance):
     assert mass == pytest.approx(math.exp(-(distance**2) / (2 * tau + reg)), rel=2 * TOLERANCE)
 
 
+@pytest.mark.parametrize("ends", [(1.0, math.inf), (math.inf, 1.0), (1.0, 1.0)])
+def test_an_end_that_is_all_but_kept_settles(ends):
+    # One scaling shrinks what is left of a common factor by 1 / (1 + reg / tau) alone.
+    for rows, share in ((1, 1e-6), (3, 1e-3), (20, 1e-5)):
+        cost = squared_distances(*points(rows, 2))
+        reg = 0.05 * cost.mean().item()
+        plan = log_plan(cost, reg, (ends[0] * reg / share, ends[1] * reg / share)).exp()
+        assert plan.sum().item() == pytest.approx(1.0, abs=TOLERANCE + 20 * share)
+
+
 def test_far_rows_are_left_behind_by_unbalanced_and_partial():
     x0, x1 = points(40, 2)
     x1[7] = 30.0
