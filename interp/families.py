@@ -15,7 +15,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Protocol,
+    Self,
+    get_args,
+    get_type_hints,
+    is_typeddict,
+    runtime_checkable,
+)
 
 from .errors import InterpError, OptionError, UnknownName
 
@@ -214,11 +223,21 @@ def create(name: str, shape: Sequence[int], network: object | None = None, **con
 
 
 def options(factory: Factory) -> tuple[str, ...] | None:
-    """The names of a factory's options beside shape and network; None if it takes any."""
-    parameters = inspect.signature(factory).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters if p.name not in ("shape", "network"))
+    """The names of a factory's options beside shape and network; None if it takes any.
+
+    ``**common: Unpack[Options]``, with a TypedDict, names its keys.
+    """
+    names: list[str] = []
+    for p in inspect.signature(factory).parameters.values():
+        if p.kind is not p.VAR_KEYWORD:
+            names.append(p.name)
+            continue
+        made = factory.__init__ if inspect.isclass(factory) else factory
+        unpacked = get_args(get_type_hints(made).get(p.name))
+        if not unpacked or not is_typeddict(unpacked[0]):
+            return None
+        names += unpacked[0].__annotations__
+    return tuple(name for name in names if name not in ("shape", "network"))
 
 
 def verbs(factory: Factory) -> Mapping[str, bool | str]:

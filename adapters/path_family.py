@@ -1,0 +1,290 @@
+"""One network of one view on a path with a Gaussian base: what every such family shares.
+
+A family of this kind is a page: it names its path, what its network is regressed on under which
+weight and law of time, and how it samples. The verbs are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict, Unpack
+
+import torch
+from torch import Generator, Tensor, nn
+
+import interp
+from interp.couplings import couple
+from interp.errors import OptionError, UnknownName
+from interp.likelihood import bits_per_dim, dequantise, level_width
+from interp.losses import Regression
+from interp.solvers import solve
+from interp.solvers.catalogue import find
+from interp.terms import PathODE, PathSDE
+
+from . import networks
+from .arguments import check_label, given, recorded, split
+from .protocol import Batch, Family
+
+Label = Tensor | Sequence[int] | int | None
+
+
+class Common(TypedDict, total=False):
+    """The options that every family of a path takes beside its own.
+
+    Attributes:
+        classes: the number of labels; None for a model without them.
+        label_dropout: how often training hides a label, so that the network also learns to do
+            without one (Ho, Salimans, 2207.12598).
+        levels: the number of grey levels of data on a grid over [-1, 1]: training then spreads
+            each level evenly over its width, and `bits_per_dim` is defined.
+        width: of a network made here; None for its own default.
+        lr: the largest learning rate.
+        weight: of the loss, a name of `interp.losses.weights` or a mapping with it and its options.
+        times: the law of t, a name of `interp.times.names` or such a mapping.
+        coupling: pairs noise and data, a name of `interp.couplings.names` or such a mapping; None
+            leaves them independent. A batch with an "x0" is paired already.
+    """
+
+    classes: int | None
+    label_dropout: float
+    levels: int | None
+    width: int | None
+    lr: float
+    weight: Any
+    times: Any
+    coupling: Any
+
+
+class PathFamily(Family):
+    """Minimise E w(t) |model(t, I_t, label) - target|^2 on a path; sample by its flow or its SDE.
+
+    Args:
+        shape: of one data point.
+        network: ``network(t, x)``, or with ``classes`` ``network(t, x, label)`` where a label of
+            ``classes``, or None, stands for none; or "unet", "mlp"; None chooses by shape.
+        path: with a Gaussian base.
+        own: the family's own options, for the config.
+        view: what the network, or what `precondition` makes of it, returns.
+        time: what the network is told; see `interp.Interpolant.ode`.
+        precondition: options of `interp.precondition`; None leaves the network alone.
+        common: see `Common`; what is missing is the family's ``defaults``, then that of
+            `interp.losses.Regression`.
+
+    Attributes:
+        defaults: of the options in `Common`, by family.
+        sampler: the options of `interp.solve` by which the family samples where nothing is asked.
+        diffusion: the noise of its SDE, for methods that integrate SDEs; None where it must be told.
+
+    Raises:
+        UnknownName: a kind of network, a weight, law or coupling that does not exist.
+        OptionError: an option out of range, or a path without a Gaussian base.
+    """
+
+    verbs: ClassVar[Mapping[str, bool | str]] = {
+        "forward": "ode",
+        "reverse": "ode",
+        "loss": "exact",
+        "sample": "ode",
+        "log_prob": "ode",
+    }
+    defaults: ClassVar[Common] = {}
+    sampler: ClassVar[Mapping[str, Any]] = {"method": "heun", "steps": 32}
+    diffusion: ClassVar[float | str | None] = None
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        network: nn.Module | str | None,
+        path: interp.Interpolant,
+        own: Mapping[str, Any],
+        *,
+        view: str = "velocity",
+        time: str | tuple[str, int] = "t",
+        precondition: Mapping[str, Any] | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        options: dict[str, Any] = {**_COMMON, **self.defaults, **common}
+        if unknown := options.keys() - _COMMON.keys():
+            raise UnknownName.of(f"option of {self.name}", unknown.pop(), _COMMON)
+        classes, levels, width = options["classes"], options["levels"], options["width"]
+        loss = {name: options[name] for name in ("weight", "times", "coupling")}
+        for option, value in loss.items():
+            given(option, value)
+        if not 0 <= options["label_dropout"] < 1:
+            raise OptionError(
+                f"label_dropout is {options['label_dropout']}. Give a share in [0, 1)."
+            )
+        if levels is not None:
+            level_width(levels)
+        if not path.gaussian_base:
+            raise OptionError(
+                f"this path was built with gaussian_base=False, and {self.name} draws x0 ~ N(0, 1). "
+                "Build it with gaussian_base=True."
+            )
+        made, kind = networks.resolve(network, shape, classes, width)
+        config = {
+            "network": kind, **own, "classes": classes, "width": width,
+            "label_dropout": options["label_dropout"], "levels": levels,
+            **{option: recorded(value) for option, value in loss.items()},
+        }  # fmt: skip
+        super().__init__(shape, config, lr=options["lr"])
+        self.network, self.path, self.classes = made, path, classes
+        self.model: Callable[..., Any] = made
+        if precondition is not None:
+            self.model = interp.precondition(made, path, **precondition)
+        self.view, self.time = view, time
+        self.regression = Regression(path, view, time=time, **loss)
+        self.prepares = 0 if options["coupling"] is None else 2
+        self.label_dropout, self.levels = options["label_dropout"], levels
+
+    def prepare(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with its noise, paired by the coupling: ahead of the step that takes it."""
+        coupling = self.regression.coupling
+        paired = isinstance(batch, Mapping) and "x0" in batch
+        return batch if coupling is None or paired else couple(coupling, batch, generator)
+
+    def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
+        """The mean of w(t) |model(t, I_t, label) - target|^2 over rows and elements."""
+        x1, label = split(batch, self.shape)
+        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
+        if self.levels is not None:
+            x1 = dequantise(x1, self.levels, generator)
+        cond = {} if self.classes is None else self._cond(label, x1)
+
+        def model(t: Tensor, x: Tensor, label: Tensor | None = None) -> Any:
+            if label is None or self.classes is None:
+                return self.model(t, x)
+            hidden = torch.rand(len(x), generator=generator, device=x.device) < self.label_dropout
+            return self.model(t, x, label=label.masked_fill(hidden, self.classes))
+
+        loss: Tensor = self.regression(
+            model, x1, x0, cond=cond, generator=generator, paired=x0 is not None
+        )
+        return loss
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        first_row: int = 0,
+        label: Label = None,
+        guidance: float = 1.0,
+        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """``n`` samples from the path's base, by the flow or, where the method is one, by an SDE.
+
+        Args:
+            n: how many rows.
+            seed: of the base and of the SDE's noise; None draws one.
+            first_row: the number of the first row.
+            label: one for all rows or one a row; None for no label.
+            guidance: u + guidance (c - u) with c the velocity under the label and u without.
+            diffusion: of the SDE, where the method is for SDEs; None is the family's own.
+            options: of `interp.solve`; those of ``sampler`` where no method is given, and as many
+                steps where a method that does not adapt is given without.
+
+        Raises:
+            OptionError: labels or guidance for a model without labels, guidance without a label,
+                or no label for a model that never saw a hidden one.
+        """
+        like = next(self.parameters())
+        x0 = self.path.base.sample(
+            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
+        )
+        self._check_conditions(label, guidance)
+        options = self._sampler(options)
+        if find(options["method"]).kind == "sde":
+            diffusion = self.diffusion if diffusion is None else diffusion
+            if diffusion is None:
+                raise OptionError(
+                    f"{options['method']} integrates SDEs. Give diffusion=, the size of its noise."
+                )
+        term = self.term(guidance, diffusion)
+        return self._solve(term, x0, label, seed=seed, first_row=first_row, **options)
+
+    def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
+        """The noise that the flow carries to ``x``: from t = 1 to 0, by dopri5 unless told."""
+        return self._solve(self.term(), x, label, t=(1.0, 0.0), **options)
+
+    def reverse(self, z: Tensor, *, label: Label = None, **options: Any) -> Tensor:
+        """The data that the flow carries ``z`` to: from t = 0 to 1, by dopri5 unless told."""
+        return self._solve(self.term(), z, label, **options)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
+        """The log density of each row of ``x`` by the flow, nats: see `interp.log_prob`."""
+        x, _ = split(x, self.shape)
+        term = self.term()
+        return interp.log_prob(term, x, cond=self._cond(label, x), **options)
+
+    def bits_per_dim(self, x: Tensor, seed: int = 0, **options: Any) -> Tensor:
+        """Bits per dimension of each image of ``x``, on a grid of ``levels``: (rows,).
+
+        By one draw of uniform dequantisation, so an upper bound in the mean; see
+        `interp.likelihood.bits_per_dim`. Options as in `log_prob`.
+
+        Raises:
+            OptionError: a family made without ``levels``.
+        """
+        if self.levels is None:
+            raise OptionError(
+                "this family was made without levels, so its data have no grid to count bits on. "
+                "Make it with levels=..., the number of grey levels."
+            )
+        generator = torch.Generator(x.device).manual_seed(seed)
+        spread = dequantise(x, self.levels, generator)
+        return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
+
+    def term(
+        self,
+        guidance: float = 1.0,
+        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+    ) -> PathODE | PathSDE:
+        """What the family integrates: the flow of its path, or with ``diffusion`` its SDE."""
+        model = self.model
+        if guidance != 1:
+            model = interp.guide(model, {"label": None}, guidance)
+        if diffusion is None:
+            return self.path.ode(model, self.view, self.time)
+        return self.path.sde(model, self.view, diffusion=diffusion, time=self.time)
+
+    def _sampler(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What `solve` is asked for: the caller's options, filled up with the family's."""
+        if "method" not in options and not {"steps", "grid"} & options.keys():
+            return {**self.sampler, **options}
+        filled = {"method": self.sampler["method"], **options}
+        if not find(filled["method"]).adaptive and not {"steps", "grid"} & filled.keys():
+            filled["steps"] = self.sampler.get("steps", 50)
+        return filled
+
+    def _check_conditions(self, label: Label, guidance: float) -> None:
+        if guidance != 1 and label is None:
+            raise OptionError(
+                f"guidance is {guidance} but no label is given. Give one; a model has labels if "
+                "it was made with classes=..."
+            )
+        if self.classes is None or (label is not None and guidance == 1):
+            return
+        if self.label_dropout == 0:
+            raise OptionError(
+                "this model was made with label_dropout=0, so it knows no velocity without a label. "
+                "Give a label and no guidance, or train with label_dropout=0.1."
+            )
+
+    @torch.no_grad()
+    def _solve(self, term: Any, x: Tensor, label: Label, **options: Any) -> Tensor:
+        x, _ = split(x, self.shape)
+        return solve(term, x, cond=self._cond(label, x), **options).x
+
+    def _cond(self, label: Label, x: Tensor) -> dict[str, Tensor]:
+        return (
+            {} if label is None else {"label": check_label(label, len(x), self.classes, x.device)}
+        )
+
+
+_COMMON: Common = {
+    "classes": None, "label_dropout": 0.1, "levels": None, "width": None, "lr": 2e-3,
+    "weight": "simple", "times": None, "coupling": None,
+}  # fmt: skip
