@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import time
 
 import torch
 from torch import Tensor
@@ -70,6 +71,20 @@ def transforming() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def mapping() -> bool:
+    """Whether this is called under torch.func.vmap, which cannot ask a tensor for its value."""
+    functorch = torch._C._functorch
+    if torch.compiler.is_compiling() or functorch.peek_interpreter_stack() is None:
+        return False
+    levels = functorch.get_interpreter_stack()
+    return any(level.key() == functorch.TransformType.Vmap for level in levels)
+
+
+def now() -> float:
+    """Seconds on a clock that never goes back; 0 where torch.compile traces, which cannot read it."""
+    return 0.0 if torch.compiler.is_compiling() else time.perf_counter()
 
 
 def check_rows(time: Tensor, x: Tensor) -> None:

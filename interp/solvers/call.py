@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..arguments import host, real
+from ..arguments import host, mapping, now, real, transforming
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import ending, grids
@@ -22,6 +21,7 @@ from .catalogue import Method, find
 from .plan import Plan, Request, failure
 from .problem import Observer, Report
 from .result import Solution, Stats, StepState
+from .torch_backend.run import bad_rows, finite
 
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
 _COMMON = ("on_failure", "denoise")
@@ -75,7 +75,7 @@ def solve(
         FieldError: a field that does not return a tensor like its input.
         SolveError: a run that could not go on, with the last good state.
     """
-    began = time.perf_counter()
+    began = now()
     term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
     _check_extras(cond, callback)
     chosen = find(method)
@@ -132,6 +132,11 @@ def _request(
     _check_tolerances(rtol, atol, x.dtype if times is None else None)
     if times is None and not method.adaptive:
         raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
+    if times is None and mapping():
+        raise Unsupported(
+            "adaptive steps follow from the state, which torch.func.vmap lets nobody ask. Give steps=N "
+            "or a grid; or solve the whole batch without vmap, each row at its own step: per_row=True."
+        )
     asked = grids.save_times(save_at, ends)
     eps = grids.rounding_of(save_at)
     saves = asked if times is None else grids.snapped(asked, times, ends, eps)
@@ -168,13 +173,10 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    if x.device.type == "meta" or transformed or math.isfinite(x.detach().sum()):
+    if x.device.type == "meta" or transforming() or math.isfinite(x.detach().sum()):
         return  # one NaN or infinity makes the sum one; a sum may overflow without
-    if not bool(x.isfinite().all()):
-        bad = ~x.isfinite().reshape(len(x) if x.ndim else 1, -1).all(1)
-        rows = bad.nonzero().flatten().tolist()
-        raise OptionError(f"x is NaN or infinite in rows {rows[:8]}. Give a finite state.")
+    if not finite(x):
+        raise OptionError(f"x is NaN or infinite in rows {bad_rows(x)[:8]}. Give a finite state.")
 
 
 def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype | None) -> None:
@@ -236,8 +238,7 @@ def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
 
 def _differentiated(x: Tensor) -> bool:
     """Whether something follows the derivative of x: autograd, forward mode, a torch.func transform."""
-    # Inside a transform even a plain x may meet transformed numbers in the field.
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transforming():  # where even a plain x may meet transformed numbers in the field
         return True
     inside = forward_ad._current_level >= 0
     dual = inside and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
@@ -343,7 +344,7 @@ def _solution(
         xs = spread_rows(scale, xs)
     stats = Stats(
         nfe=report["nfe"], steps=report["accepted"], accepted=report["accepted"],
-        rejected=report["rejected"], wall_s=time.perf_counter() - began, field_s=report["field_s"],
+        rejected=report["rejected"], wall_s=now() - began, field_s=report["field_s"],
         method=request.method.name, backend=request.backend, status=report["status"],
         seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
     )  # fmt: skip
@@ -355,7 +356,7 @@ def _solution(
         if observer is not None and stats.status == "done":
             observer(1.0, x, stats.nfe)
     if stats is not ended:
-        stats = replace(stats, wall_s=time.perf_counter() - began)
+        stats = replace(stats, wall_s=now() - began)
     ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)
 
@@ -370,21 +371,20 @@ def _last_step(
     observer: Observer | None,
 ) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """The first-order step to clean data, and the output times inside it."""
-    began = time.perf_counter()
+    began = now()
     at = host(made.stop)
     data = term.call(at, x, request.cond)
-    field_s = time.perf_counter() - began
+    field_s = now() - began
     stats = replace(stats, nfe=stats.nfe + 1, field_s=stats.field_s + field_s)
 
     def carried(t: float) -> Tensor:
         return term.first_order(at, host(t), x, data)
 
     end = carried(float(made.last or 0.0))
-    if not bool(end.isfinite().all()):
+    if not finite(end):
         if request.options.get("on_failure") == "partial":
             return x, xs, replace(stats, status="non_finite")
-        bad = ~end.isfinite().reshape(len(end) if end.ndim else 1, -1).all(1)
-        rows = [int(i) for i in bad.nonzero().flatten()]
+        rows = bad_rows(end)
         raise SolveError(
             f"the model became NaN or infinite at t = {made.stop:.6g} in rows {rows[:8]}. Look at the "
             "model there.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnknownName
@@ -47,6 +47,11 @@ class Method:
     tableau: Tableau | None = None
     peer: str | None = None
     options: tuple[str, ...] = ()
+    _numbers: Numbers | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rounded = None if self.tableau is None else Numbers.of(self.tableau)
+        object.__setattr__(self, "_numbers", rounded)
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -54,12 +59,12 @@ class Method:
         own = ("rust", "torch")
         return (*own, "torchdiffeq") if self.peer and _installed("torchdiffeq") else own
 
-    @functools.cached_property
+    @property
     def numbers(self) -> Numbers:
         """The tableau in floating point."""
-        if self.tableau is None:
+        if self._numbers is None:
             raise UnknownName.of("tableau", self.name, METHODS)
-        return Numbers.of(self.tableau)
+        return self._numbers
 
 
 @functools.cache

@@ -5,7 +5,6 @@ The last step is the first-order one from sigma(1) to 0: x = E[x1 | x], the data
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import now
 from ..errors import SolveError
 from ..terms import PathODE, PathSDE
 from .result import Stats
+from .torch_backend.run import bad_rows, finite
 
 if TYPE_CHECKING:
     from .plan import Request
@@ -36,14 +37,13 @@ def to_clean_data(
     Raises:
         SolveError: a model that gives NaN or infinity there; ``.last`` is the state before.
     """
-    began = time.perf_counter()
+    began = now()
     data = term.data(1.0, x, request.cond)
-    spent = time.perf_counter() - began
-    if not bool(data.isfinite().all()):
+    spent = now() - began
+    if not finite(data):
         if request.options.get("on_failure") == "partial":
             return x, xs, replace(stats, status="non_finite")
-        bad = ~data.isfinite().reshape(len(data) if data.ndim else 1, -1).all(1)
-        rows = [int(i) for i in bad.nonzero().flatten()]
+        rows = bad_rows(data)
         raise SolveError(
             f"the model became NaN or infinite at t = 1 in rows {rows[:8]}, in the step to clean "
             "data. Look at the model there, or give denoise=False.",

@@ -75,8 +75,8 @@ def grid_times(
             if grid is not None:
                 raise OptionError(f"grid={grid!r} does not say how many steps. Give steps=N too.")
             return None
-        times: list[float] = np.linspace(*ends, steps + 1).tolist()
-        return [ends[0], *times[1:-1], ends[1]]
+        step = (ends[1] - ends[0]) / steps
+        return [ends[0], *(ends[0] + i * step for i in range(1, steps)), ends[1]]
     if steps is not None:
         raise OptionError("steps and a grid of times contradict each other. Give one of the two.")
     times = numbers("grid", grid)
@@ -132,8 +132,11 @@ def snapped(
 ) -> list[float]:
     """The times, each replaced by the grid time that it misses by rounding (``eps``) alone."""
     rounding = 4 * eps * max(abs(ends[0]), abs(ends[1]))
-    ordered, result = sorted(grid), []
+    ordered, nodes, result = sorted(grid), set(grid), []
     for t in times:
+        if t in nodes:
+            result.append(t)
+            continue
         i = bisect.bisect_left(ordered, t)
         near = min(ordered[max(i - 1, 0) : i + 1], key=lambda s: abs(s - t))
         result.append(near if abs(near - t) <= rounding else t)

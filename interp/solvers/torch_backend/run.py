@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ...arguments import like
+from ...arguments import holds, like, now, transforming
 from ...errors import FieldError
 from ..problem import Problem, Report
 
@@ -31,13 +30,15 @@ class Run:
 
     def call(self, function: object, t: Tensor, y: Tensor) -> Tensor:
         version = version_of(y)
-        start = time.perf_counter()
+        start = now()
         result = function(t, y)  # type: ignore[operator]
-        self.field_s += time.perf_counter() - start
+        self.field_s += now() - start
         require_unwritten(y, version, "the field")
         result = like(result, y, "the field")
         # A result that somebody else holds may be overwritten by the next call.
-        own = result.requires_grad or (sys.getrefcount(result) <= 2 and _exclusive(result))
+        if result.requires_grad or torch.compiler.is_compiling():
+            return result
+        own = sys.getrefcount(result) <= 2 and _exclusive(result)
         return result if own else result.clone()
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class Run:
     def report(self, status: str, t: float, step: float) -> Report:
         if self.kept:
             kept = torch.stack(self.kept)
-            if kept.requires_grad:
+            if kept.requires_grad or transforming():
                 self.problem.xs = kept
             else:
                 self.problem.xs[: len(kept)] = kept
@@ -81,8 +82,8 @@ class Run:
 
 
 def version_of(y: Tensor) -> int:
-    """How often y was written to; torch does not count it for tensors of inference mode."""
-    return 0 if y.is_inference() else int(y._version)
+    """How often y was written to; torch counts it in neither inference mode nor what it compiles."""
+    return 0 if torch.compiler.is_compiling() or y.is_inference() else int(y._version)
 
 
 def require_unwritten(y: Tensor, version: int, who: str) -> None:
@@ -104,13 +105,16 @@ def _exclusive(result: Tensor) -> bool:
 
 
 def finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())
+    """Whether no element is NaN or infinite; torch.compile cannot ask, and is told yes."""
+    return torch.compiler.is_compiling() or holds(value.isfinite())
 
 
 def bad_rows(*values: Tensor | None) -> list[int]:
     """Rows with a NaN or an infinity, of the first of the values that has any."""
     for value in values:
         if value is not None and not finite(value):
+            if transforming():  # whose rows are not the caller's
+                return []
             bad = ~value.isfinite().reshape(value.shape[0] if value.ndim else 1, -1).all(1)
             return [int(i) for i in bad.nonzero().flatten()]
     return []
