@@ -129,13 +129,18 @@ class PathFamily(Family):
         }  # fmt: skip
         super().__init__(shape, config, lr=options["lr"])
         self.network, self.path, self.classes = made, path, classes
-        self.model: Callable[..., Any] = made
-        if precondition is not None:
-            self.model = interp.precondition(made, path, **precondition)
+        self.precondition = precondition
         self.view, self.time = view, time
         self.regression = Regression(path, view, time=time, **loss)
         self.prepares = 0 if options["coupling"] is None else 2
         self.label_dropout, self.levels = options["label_dropout"], levels
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """What terms and losses call: the network, or what `precondition` makes of it."""
+        if self.precondition is None:
+            return self.network
+        return interp.precondition(self.network, self.path, **self.precondition)
 
     def prepare(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with its noise, paired by the coupling: ahead of the step that takes it."""

@@ -109,7 +109,8 @@ class Family(nn.Module):
         Each is evaluated after the step of the one before it. An optimizer belongs to its
         objective's name and is kept from step to step.
         """
-        yield Objective("loss", tuple(self.parameters()), self.loss, self.optimizer(step, total))
+        free = tuple(p for p in self.parameters() if p.requires_grad)
+        yield Objective("loss", free, self.loss, self.optimizer(step, total))
 
     def optimizer(self, step: int, total: int) -> Optimizer:
         """AdamW (Loshchilov, Hutter, 1711.05101), warmed up, its rate falling as a cosine.
