@@ -60,7 +60,7 @@ def solve(
         rtol: the relative tolerance of adaptive steps, on the local error in the term's coordinates.
         atol: the absolute one: an error is measured against atol + rtol max(|y|, |y_new|).
         save_at: times to save at, in the order of the run. Between two steps the state is the dense
-            output of order 3 (dopri5: 4).
+            output of order 3 (dopri5 and tsit5: 4, dop853: 7).
         seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
         first_row: the number of x's first row, so that chunks draw the noise of the whole.
         cond: keyword arguments for the model: labels, masks.
@@ -68,7 +68,9 @@ def solve(
         progress: whether to show a progress bar.
         **method_options: on_failure="raise" or "partial"; denoise=False leaves a run at t = 1 of a
             path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
-            first_step and max_steps of adaptive methods; span and depth of the noise.
+            first_step, max_steps, controller ("i", "pi", "pid" or coefficients (p, i, d)) and norm
+            ("rms", "max", "rows") of adaptive methods, see `interp.solvers.control`; span and depth
+            of the noise.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
@@ -140,7 +142,7 @@ def _request(
     asked = grids.save_times(save_at, ends)
     eps = grids.rounding_of(save_at)
     saves = asked if times is None else grids.snapped(asked, times, ends, eps)
-    name = _backend(backend, method, x, times is not None)
+    name = _backend(backend, method, x, times is not None, options)
     return Request(
         method,
         name,
@@ -206,7 +208,7 @@ def _check_options(method: Method, options: Mapping[str, Any]) -> None:
         raise OptionError(f"denoise={options['denoise']!r} is neither True nor False. Give one.")
 
 
-def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
+def _backend(name: str, method: Method, x: Tensor, fixed: bool, options: Mapping[str, Any]) -> str:
     """The backend to use, after a check that it can."""
     if name not in BACKENDS:
         raise UnknownName.of("backend", name, BACKENDS)
@@ -232,6 +234,12 @@ def _backend(name: str, method: Method, x: Tensor, fixed: bool) -> str:
         if fixed and method.adaptive:
             raise Unsupported(
                 f'torchdiffeq takes no fixed steps with {method.name}. Use backend="rust" or "torch".'
+            )
+        own = sorted({"controller", "norm"} & options.keys())
+        if own:
+            raise Unsupported(
+                f"torchdiffeq has a controller and a norm of its own, and {own[0]} would not reach them. "
+                'Use backend="rust" or "torch".'
             )
     return name
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UnknownName
 from . import tableaus
+from .dop853 import DOP853
 from .euler_maruyama import euler_maruyama
 from .plan import Plan
 from .runge_kutta import runge_kutta
@@ -60,6 +61,11 @@ class Method:
         return (*own, "torchdiffeq") if self.peer and _installed("torchdiffeq") else own
 
     @property
+    def error_order(self) -> float:
+        """The power of the step with which its local error estimate scales."""
+        return self.tableau.error_order if self.tableau is not None else self.order
+
+    @property
     def numbers(self) -> Numbers:
         """The tableau in floating point."""
         if self._numbers is None:
@@ -74,7 +80,7 @@ def _installed(package: str) -> bool:
 
 def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method:
     adaptive = bool(tableau.b_hat)
-    options = ("first_step", "max_steps") if adaptive else ()
+    options = ("first_step", "max_steps", "controller", "norm") if adaptive else ()
     return Method(
         name, "ode", tableau.order, adaptive, ("ODE",), runge_kutta, tableau, peer, options
     )
@@ -92,6 +98,8 @@ METHODS: dict[str, Method] = {
         _runge_kutta("rk38", tableaus.RK38, "rk4"),
         _runge_kutta("bosh3", tableaus.BOSH3, "bosh3"),
         _runge_kutta("dopri5", tableaus.DOPRI5, "dopri5"),
+        _runge_kutta("tsit5", tableaus.TSIT5),
+        _runge_kutta("dop853", DOP853),
         Method(
             "euler_maruyama", "sde", 1, False, ("SDE",), euler_maruyama, options=("span", "depth")
         ),

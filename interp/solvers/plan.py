@@ -16,6 +16,7 @@ from torch import Tensor
 from ..arguments import host, real, spread, whole
 from ..errors import OptionError, SolveError
 from ..terms import Cond, Coordinates
+from . import control
 from .problem import Adaptive, NoiseKey, Problem, Report
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ class Request:
             if first <= 0:
                 raise OptionError(f"first_step={first!r} is not a step. Give a positive number.")
         limit = whole("max_steps", most, 1)
-        return Adaptive(*ends, self.rtol, self.atol, first, limit)
+        gains = control.gains(self.options.get("controller", "pi"), self.method.error_order)
+        norm = control.norm(self.options.get("norm", "rms"))
+        return Adaptive(*ends, self.rtol, self.atol, first, limit, gains, norm)
 
 
 def clock_reader(at: Coordinates) -> Callable[[list[float]], list[float]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..terms import Field
 
-Observer = Callable[[float, Tensor, int], None]
+Observer = Callable[[float, Tensor, int], object]
+"""observer(t, y, nfe) after each step; a true answer stops the run there."""
 
 
 @dataclass
@@ -57,7 +58,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Ends and tolerances of a run with adaptive steps."""
+    """Ends, tolerances and control of a run with adaptive steps.
+
+    Attributes:
+        from_, to: the ends.
+        rtol, atol: a local error is measured against atol + rtol max(|y|, |y_new|).
+        first_step: or None, to choose it from the field.
+        max_steps: tried, accepted or not.
+        gains: exponents of the last three errors in the controller, the newest first.
+        norm: how the scaled errors of all elements become one number, see `interp.solvers.control`.
+    """
 
     from_: float
     to: float
@@ -65,6 +75,8 @@ class Adaptive:
     atol: float
     first_step: float | None
     max_steps: int
+    gains: tuple[float, float, float]
+    norm: str
 
 
 @dataclass(frozen=True)

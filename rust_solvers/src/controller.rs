@@ -1,35 +1,40 @@
 //! The size of the next step, from the error of the last ones.
 
-/// The PI controller of Hairer, Norsett and Wanner (Solving ODEs II, IV.2; `dopri5`):
-/// factor = 0.9 err^(-1/p + 0.75 b) err_before^b with b = 0.04, kept within [0.2, 10].
+/// A digital filter of the last three errors (Soderlind 2003, ACM Trans. Math. Softw. 29):
+/// factor = 0.9 err^-g_0 err_before^-g_1 err_older^-g_2, kept within [0.2, 10].
+/// A step that was refused is followed by one of the length that its error alone asks for.
 pub struct Controller {
-    exponent: f64,
+    gains: [f64; 3],
+    refused: f64,
     before: f64,
+    older: f64,
     after_rejection: bool,
 }
 
 const SAFETY: f64 = 0.9;
-const MEMORY: f64 = 0.04;
 const SHRINK: f64 = 0.2;
 const GROW: f64 = 10.0;
-/// An error this small says no more than that the step may grow; it also starts the memory.
+/// An error this small says no more than that the step may grow.
 const SMALLEST_ERROR: f64 = 1e-4;
 
 impl Controller {
-    /// `order` is p: the local error estimate scales as the step to the power p.
-    pub fn new(order: f64) -> Self {
-        let exponent = 1.0 / order - 0.75 * MEMORY;
-        Controller { exponent, before: SMALLEST_ERROR, after_rejection: false }
+    /// The error scales as the step to the power `order`.
+    pub fn new(gains: [f64; 3], order: f64) -> Self {
+        let refused = 1.0 / order;
+        Controller { gains, refused, before: 1.0, older: 1.0, after_rejection: false }
     }
 
     /// The factor after a step with scaled error `error <= 1`.
     pub fn accepted(&mut self, error: f64) -> f64 {
+        let [now, before, older] = self.gains;
         let factor = if error == 0.0 {
             GROW
         } else {
-            SAFETY * error.powf(-self.exponent) * self.before.powf(MEMORY)
+            let memory = self.before.powf(-before) * self.older.powf(-older);
+            SAFETY * error.powf(-now) * memory
         };
         let most = if self.after_rejection { 1.0 } else { GROW };
+        self.older = self.before;
         self.before = error.max(SMALLEST_ERROR);
         self.after_rejection = false;
         factor.clamp(SHRINK, most)
@@ -38,7 +43,7 @@ impl Controller {
     /// The factor after a step that was refused; a NaN or an infinity shrinks it as far as may be.
     pub fn rejected(&mut self, error: f64) -> f64 {
         self.after_rejection = true;
-        let factor = SAFETY * error.powf(-self.exponent);
+        let factor = SAFETY * error.powf(-self.refused);
         if factor.is_finite() { factor.clamp(SHRINK, 1.0) } else { SHRINK }
     }
 }

@@ -16,7 +16,7 @@ use crate::threads::share;
 pub type Term<'a, T> = (f64, &'a [T]);
 
 /// More operands than any tableau here has in one row, the state included.
-pub const MAX_TERMS: usize = 10;
+pub const MAX_TERMS: usize = 14;
 
 /// Elements in a chunk: small enough for the first-level cache with ten operands in flight.
 pub const CHUNK: usize = 2048;
@@ -44,6 +44,10 @@ pub fn combine<T: Real>(out: &mut [T], terms: &[Term<T>]) -> bool {
         8 => sized::<T, 8>(out, terms),
         9 => sized::<T, 9>(out, terms),
         10 => sized::<T, 10>(out, terms),
+        11 => sized::<T, 11>(out, terms),
+        12 => sized::<T, 12>(out, terms),
+        13 => sized::<T, 13>(out, terms),
+        14 => sized::<T, 14>(out, terms),
         n => panic!("a combination of {n} operands; at most {MAX_TERMS}"),
     }
 }
@@ -71,9 +75,54 @@ pub struct Tolerance {
     pub atol: f64,
 }
 
-/// The root mean square of `(sum_j c_j v_j) / (atol + rtol max(|y|, |y_new|))`; 0 without elements.
-pub fn error_norm<T: Real>(terms: &[Term<T>], y: &[T], y_new: &[T], tolerance: Tolerance) -> f64 {
-    fn sized<T: Real, const M: usize>(
+/// How the scaled errors of all elements become one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// The root of their mean square.
+    Rms,
+    /// The largest.
+    Max,
+    /// The largest root mean square of a row of this length.
+    Rows(usize),
+}
+
+/// The norm of `(sum_j c_j v_j) / (atol + rtol max(|y|, |y_new|))`; 0 without elements.
+pub fn error_norm<T: Real>(
+    terms: &[Term<T>],
+    (y, y_new): (&[T], &[T]),
+    tolerance: Tolerance,
+    norm: Norm,
+) -> f64 {
+    match norm {
+        _ if y.is_empty() => 0.0,
+        Norm::Rms => (reduced::<T, false>(terms, y, y_new, tolerance) / y.len() as f64).sqrt(),
+        Norm::Max => reduced::<T, true>(terms, y, y_new, tolerance).sqrt(),
+        Norm::Rows(row) => {
+            let rows = (0..y.len()).step_by(row).map(|from| {
+                let row = from..from + row;
+                let terms: Vec<Term<T>> =
+                    terms.iter().map(|&(c, v)| (c, &v[row.clone()])).collect();
+                error_norm(&terms, (&y[row.clone()], &y_new[row]), tolerance, Norm::Rms)
+            });
+            rows.fold(0.0, larger)
+        }
+    }
+}
+
+/// The larger of two numbers, or the NaN among them.
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+/// The sum of the squared scaled errors, or the largest of them.
+fn reduced<T: Real, const MAX: bool>(
+    terms: &[Term<T>],
+    y: &[T],
+    y_new: &[T],
+    tolerance: Tolerance,
+) -> f64 {
+    fn sized<T: Real, const M: usize, const MAX: bool>(
         terms: &[Term<T>],
         y: &[T],
         y_new: &[T],
@@ -81,37 +130,38 @@ pub fn error_norm<T: Real>(terms: &[Term<T>], y: &[T], y_new: &[T], tolerance: T
     ) -> f64 {
         let c: [T; M] = std::array::from_fn(|j| T::from_f64(terms[j].0));
         let v: [&[T]; M] = std::array::from_fn(|j| terms[j].1);
+        let part = |range: Range<usize>| {
+            let v = v.map(|v| &v[range.clone()]);
+            norm_chunk::<T, M, MAX>(&c, &v, &y[range.clone()], &y_new[range], tolerance)
+        };
+        if y.len() <= CHUNK {
+            return part(0..y.len());
+        }
         // One sum a chunk, added in order: the same total for any number of threads.
         let mut sums = vec![0.0; y.len().div_ceil(CHUNK)];
         share(&mut sums, 1, CHUNK, |first, sums| {
             for (i, sum) in sums.iter_mut().enumerate() {
                 let from = (first + i) * CHUNK;
-                let range = from..(from + CHUNK).min(y.len());
-                let v = v.map(|v| &v[range.clone()]);
-                *sum = norm_chunk(&c, &v, &y[range.clone()], &y_new[range], tolerance);
+                *sum = part(from..(from + CHUNK).min(y.len()));
             }
         });
-        sums.iter().sum()
+        if MAX { sums.into_iter().fold(0.0, larger) } else { sums.iter().sum() }
     }
-    if y.is_empty() {
-        return 0.0;
-    }
-    let total = match terms.len() {
-        1 => sized::<T, 1>(terms, y, y_new, tolerance),
-        2 => sized::<T, 2>(terms, y, y_new, tolerance),
-        3 => sized::<T, 3>(terms, y, y_new, tolerance),
-        4 => sized::<T, 4>(terms, y, y_new, tolerance),
-        5 => sized::<T, 5>(terms, y, y_new, tolerance),
-        6 => sized::<T, 6>(terms, y, y_new, tolerance),
-        7 => sized::<T, 7>(terms, y, y_new, tolerance),
-        8 => sized::<T, 8>(terms, y, y_new, tolerance),
+    match terms.len() {
+        1 => sized::<T, 1, MAX>(terms, y, y_new, tolerance),
+        2 => sized::<T, 2, MAX>(terms, y, y_new, tolerance),
+        3 => sized::<T, 3, MAX>(terms, y, y_new, tolerance),
+        4 => sized::<T, 4, MAX>(terms, y, y_new, tolerance),
+        5 => sized::<T, 5, MAX>(terms, y, y_new, tolerance),
+        6 => sized::<T, 6, MAX>(terms, y, y_new, tolerance),
+        7 => sized::<T, 7, MAX>(terms, y, y_new, tolerance),
+        8 => sized::<T, 8, MAX>(terms, y, y_new, tolerance),
         n => panic!("an error estimate of {n} slopes; at most 8"),
-    };
-    (total / y.len() as f64).sqrt()
+    }
 }
 
 #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn norm_chunk<T: Real, const M: usize>(
+fn norm_chunk<T: Real, const M: usize, const MAX: bool>(
     c: &[T; M],
     v: &[&[T]; M],
     y: &[T],
@@ -123,7 +173,8 @@ fn norm_chunk<T: Real, const M: usize>(
     let mut sums = [0.0f64; LANES];
     let mut add = |ratios: [f64; LANES]| {
         for lane in 0..LANES {
-            sums[lane] += ratios[lane] * ratios[lane];
+            let square = ratios[lane] * ratios[lane];
+            sums[lane] = if MAX { larger(sums[lane], square) } else { sums[lane] + square };
         }
     };
     let whole = n / LANES * LANES;
@@ -138,7 +189,7 @@ fn norm_chunk<T: Real, const M: usize>(
         };
         add(ratios(load, c, &v, (y, y_new), tolerance));
     }
-    sums.iter().sum()
+    if MAX { sums.into_iter().fold(0.0, larger) } else { sums.iter().sum() }
 }
 
 /// Lanes of a sum: as many as a vector of single precision holds.
@@ -282,10 +333,30 @@ mod tests {
             let mean =
                 (0..n).map(|i| (2.0 * e[i] / (0.25 + 0.5 * y[i].abs())).powi(2)).sum::<f64>()
                     / n.max(1) as f64;
-            let norm = error_norm(&[(2.0, &e)], &y, &y, tolerance);
+            let norm = error_norm(&[(2.0, &e)], (&y, &y), tolerance, Norm::Rms);
             // The plain sum rounds once an element.
             let rounding = (n + 8) as f64 * f64::EPSILON;
             assert!((norm - mean.sqrt()).abs() <= rounding * mean.sqrt());
+            let ratio = |i: usize| 2.0 * e[i] / (0.25 + 0.5 * y[i].abs());
+            let largest = (0..n).map(ratio).fold(0.0, f64::max);
+            assert_eq!(error_norm(&[(2.0, &e)], (&y, &y), tolerance, Norm::Max), largest);
+        }
+    }
+
+    #[test]
+    fn a_nan_is_never_lost_and_rows_count_alone() {
+        let tolerance = Tolerance { rtol: 0.0, atol: 1.0 };
+        let y = vec![0.0f64; 5000];
+        for at in [0, 17, 4095, 4999] {
+            let mut e = vec![1.0; 5000];
+            e[at] = f64::NAN;
+            for norm in [Norm::Rms, Norm::Max, Norm::Rows(50)] {
+                assert!(error_norm(&[(1.0, &e)], (&y, &y), tolerance, norm).is_nan());
+            }
+            e[at] = 8.0;
+            assert_eq!(error_norm(&[(1.0, &e)], (&y, &y), tolerance, Norm::Max), 8.0);
+            let rows = error_norm(&[(1.0, &e)], (&y, &y), tolerance, Norm::Rows(50));
+            assert!((rows - (113.0f64 / 50.0).sqrt()).abs() < 1e-14);
         }
     }
 }

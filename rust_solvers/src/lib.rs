@@ -13,4 +13,5 @@ pub mod real;
 pub mod recurrence;
 pub mod runge_kutta;
 pub mod system;
+pub mod tableau;
 pub mod threads;

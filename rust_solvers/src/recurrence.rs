@@ -102,7 +102,9 @@ pub fn integrate<T: Real, S: System<T>>(
         }
         std::mem::swap(&mut y, &mut next_y);
         save(system, next, &y)?;
-        system.accepted(next, &mut y)?;
+        if system.accepted(next, &mut y)? {
+            return Ok(done(Status::Stopped, next, y, i + 1, next - t, Vec::new()));
+        }
     }
     let h = steps.grid[last] - steps.grid[last - 1];
     Ok(done(Status::Done, steps.grid[last], y, last, h, Vec::new()))

@@ -1,30 +1,10 @@
 //! Explicit Runge-Kutta methods from a tableau, on a fixed grid or with adaptive steps.
 
 use crate::controller::{Controller, starting_step};
-use crate::kernels::{Term, Tolerance, combine, error_norm, non_finite_rows};
+use crate::kernels::{Norm, Term, Tolerance, combine, error_norm, non_finite_rows};
 use crate::real::Real;
 use crate::system::{Outcome, Status, System};
-
-/// A Butcher tableau: `k_i = f(t + c_i h, y + h sum_j a_ij k_j)`, `y_new = y + h sum_j b_j k_j`.
-pub struct Tableau {
-    pub a: Vec<Vec<f64>>,
-    pub b: Vec<f64>,
-    pub c: Vec<f64>,
-    /// Weights of the local error estimate, `h sum_j error_j k_j`; empty without an embedded method.
-    pub error: Vec<f64>,
-    /// Weights of the quartic part of the dense output; empty where it is the cubic Hermite one.
-    pub dense: Vec<f64>,
-    /// Order of the error estimate plus one, as the controller uses it.
-    pub order: f64,
-}
-
-impl Tableau {
-    /// First same as last: the last stage is taken at `y_new`, and is the next step's first.
-    pub fn fsal(&self) -> bool {
-        let last = self.a.len() - 1;
-        last > 0 && self.b[last] == 0.0 && self.a[last][..last] == self.b[..last]
-    }
-}
+use crate::tableau::{Tableau, estimate, stage_time};
 
 /// What an adaptive run is steered by.
 pub struct Adaptive {
@@ -34,6 +14,33 @@ pub struct Adaptive {
     /// The first step; chosen from the field where it is absent.
     pub first_step: Option<f64>,
     pub max_steps: u64,
+    /// Of the controller, the newest error first.
+    pub gains: [f64; 3],
+    pub norm: Norm,
+}
+
+impl Adaptive {
+    pub fn forward(&self) -> f64 {
+        if self.to >= self.from { 1.0 } else { -1.0 }
+    }
+
+    /// Below this a step no longer moves the time at either end of the run.
+    pub fn smallest(&self) -> f64 {
+        4.0 * f64::EPSILON * self.from.abs().max(self.to.abs()).max(f64::MIN_POSITIVE)
+    }
+
+    /// A first step of at least the smallest, and at most the run.
+    pub fn bounded(&self, step: f64) -> f64 {
+        let span = (self.to - self.from).abs();
+        step.clamp(self.smallest().min(span), span)
+    }
+
+    /// Length and end of a step of `h` from `t`. The last step lands on the end exactly, and a
+    /// hundredth longer rather than leave a sliver over (as Hairer's dopri5 does).
+    pub fn step(&self, t: f64, h: f64) -> (f64, f64) {
+        let left = (self.to - t).abs();
+        if 1.01 * h >= left { (left, self.to) } else { (h, t + self.forward() * h) }
+    }
 }
 
 /// Grid, or two ends and tolerances.
@@ -67,7 +74,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         y: S::Buffer,
     ) -> Result<Self, S::Error> {
         let stage = system.buffer()?;
-        let slopes = tableau.a.iter().map(|_| None).collect();
+        let slopes = (0..tableau.slopes()).map(|_| None).collect();
         Ok(Run { system, tableau, row, saves, saved: 0, y, stage, slopes })
     }
 
@@ -86,11 +93,16 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
 
     fn fixed(mut self, grid: &[f64]) -> Result<Outcome<S::Buffer>, S::Error> {
         let steps = grid.len() - 1;
+        let end = self.tableau.end();
+        let ahead = match self.tableau.extra().len() {
+            0 => ANNOUNCE.div_ceil(self.tableau.stages()),
+            _ => 1, // the times of extra stages are announced when the step is done
+        };
         let mut announced = 0;
         for n in 0..steps {
             let (t, next) = (grid[n], grid[n + 1]);
             if n == announced {
-                announced = (n + ANNOUNCE.div_ceil(self.tableau.c.len())).min(steps);
+                announced = (n + ahead).min(steps);
                 self.announce_grid(&grid[n..=announced], announced == steps)?;
             }
             if self.slopes[0].is_none() {
@@ -104,27 +116,18 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
                 self.slopes.fill_with(|| None); // not needed any more: one state less in memory
             }
             // The slope at the step's end: the next step's first, and what dense output needs.
-            let end = if !last || dense {
+            if !last || dense {
                 if last {
                     self.system.announce(&[next])?;
                 }
-                Some(self.system.slope(&mut self.stage)?)
-            } else {
-                None
-            };
-            let bad = match &end {
-                Some(end) => self.save_inside(t, next, end.as_ref())?,
-                None => false,
-            };
-            if bad {
-                self.slopes[0] = end;
+                self.slopes[end] = Some(self.system.slope(&mut self.stage)?);
+            }
+            if dense && self.save_inside(t, next)? {
                 return Ok(self.failed(Status::NonFinite, t, (n as u64, 0), next - t));
             }
-            std::mem::swap(&mut self.y, &mut self.stage);
-            self.save_state(next)?;
-            self.slopes.fill_with(|| None);
-            self.slopes[0] = end;
-            self.system.accepted(next, &mut self.y)?;
+            if self.accept(next)? {
+                return Ok(self.outcome(Status::Stopped, next, (n as u64 + 1, 0), next - t));
+            }
         }
         let (t, step) = (grid[steps], grid[steps] - grid[steps - 1]);
         Ok(self.outcome(Status::Done, t, (steps as u64, 0), step))
@@ -133,7 +136,7 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
     /// The times at which the field will be asked on a piece of the grid: every stage's (the first
     /// step's first one included, later ones being the end slopes of the step before), step by step.
     fn announce_grid(&mut self, grid: &[f64], to_the_end: bool) -> Result<(), S::Error> {
-        let stages = self.evaluated_stages();
+        let stages = self.tableau.end();
         let mut times = Vec::with_capacity(grid.len() * (stages + 1));
         if self.slopes[0].is_none() {
             times.push(grid[0]);
@@ -148,15 +151,10 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         self.system.announce(&times)
     }
 
-    /// Stages that have to be evaluated within a step: all, or all but the one at the step's end.
-    fn evaluated_stages(&self) -> usize {
-        self.tableau.c.len() - usize::from(self.tableau.fsal())
-    }
-
     /// Evaluate the stages of a step of length `h` (announced before) and leave the new state in
     /// `stage`. Returns whether it holds a NaN or an infinity.
     fn advance(&mut self, h: f64) -> Result<bool, S::Error> {
-        for i in 1..self.evaluated_stages() {
+        for i in 1..self.tableau.end() {
             self.combine(&self.tableau.a[i], h);
             self.slopes[i] = Some(self.system.slope(&mut self.stage)?);
         }
@@ -165,17 +163,14 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
 
     /// `stage = y + h sum_j weights_j k_j`; whether a NaN or an infinity came out.
     fn combine(&mut self, weights: &[f64], h: f64) -> bool {
-        let mut terms: Vec<Term<T>> = Vec::with_capacity(weights.len() + 1);
-        terms.push((1.0, self.y.as_ref()));
-        terms.extend(weighted(&self.slopes, weights, h));
+        let terms = stage_terms(self.y.as_ref(), &self.slopes, weights, h);
         let out = self.stage.as_mut();
         self.system.compute(|| combine(out, &terms))
     }
 
     fn adaptive(mut self, run: &Adaptive) -> Result<Outcome<S::Buffer>, S::Error> {
-        let forward = if run.to >= run.from { 1.0 } else { -1.0 };
-        // Below this a step no longer moves the time at either end of the run.
-        let smallest = 4.0 * f64::EPSILON * run.from.abs().max(run.to.abs()).max(f64::MIN_POSITIVE);
+        let smallest = run.smallest();
+        let (end, early) = (self.tableau.end(), self.tableau.error_at_end());
         let (mut t, mut accepted, mut rejected) = (run.from, 0, 0);
         self.system.announce(&[t])?;
         let first = self.system.slope(&mut self.y)?;
@@ -186,43 +181,37 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         }
         let mut h = match run.first_step {
             Some(step) => step,
-            None => self.starting_step(run, forward, smallest)?,
+            None => self.starting_step(run)?,
         };
-        let mut controller = Controller::new(self.tableau.order);
-        let stages = self.tableau.c.len();
+        let mut controller = Controller::new(run.gains, self.tableau.order);
         while t != run.to {
             if accepted + rejected >= run.max_steps {
                 return Ok(self.failed(Status::TooManySteps, t, (accepted, rejected), h));
             }
-            let left = (run.to - t).abs();
-            // The last step lands on the end exactly, and a hundredth longer rather than leave a sliver
-            // over (as Hairer's dopri5 does).
-            let (step, next) = if 1.01 * h >= left { (left, run.to) } else { (h, t + forward * h) };
-            let c = &self.tableau.c[1..];
+            let (step, next) = run.step(t, h);
+            let c = &self.tableau.c[1..=end];
             let times: Vec<f64> = c.iter().map(|&c| stage_time(c, t, next)).collect();
             self.system.announce(&times)?;
-            let bad = self.advance(next - t)?;
-            let end = if bad { None } else { Some(self.system.slope(&mut self.stage)?) };
-            let error = match &end {
-                Some(_) => {
-                    self.slopes[stages - 1] = end;
-                    self.error(next - t, run.tolerance)
+            let mut error = f64::NAN;
+            if !self.advance(next - t)? {
+                if early {
+                    self.slopes[end] = Some(self.system.slope(&mut self.stage)?);
                 }
-                None => f64::NAN,
-            };
+                error = self.error(next - t, run);
+            }
             if error <= 1.0 {
-                // Finite, or the error would not be: so is what lies between.
-                let end = self.slopes[stages - 1].take();
-                if let Some(end) = &end {
-                    self.save_inside(t, next, end.as_ref())?;
+                let dense = self.saves_before(t, next);
+                if !early && (dense || next != run.to) {
+                    self.slopes[end] = Some(self.system.slope(&mut self.stage)?);
                 }
-                std::mem::swap(&mut self.y, &mut self.stage);
+                if dense && self.save_inside(t, next)? {
+                    return Ok(self.failed(Status::NonFinite, t, (accepted, rejected), h));
+                }
                 t = next;
                 accepted += 1;
-                self.save_state(t)?;
-                self.slopes.fill_with(|| None);
-                self.slopes[0] = end;
-                self.system.accepted(t, &mut self.y)?;
+                if self.accept(t)? {
+                    return Ok(self.outcome(Status::Stopped, t, (accepted, rejected), step));
+                }
                 h = step * controller.accepted(error);
             } else {
                 rejected += 1;
@@ -239,43 +228,46 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         Ok(self.outcome(Status::Done, t, (accepted, rejected), h))
     }
 
+    /// The new state becomes the state, the slope there the first one. Whether to stop.
+    fn accept(&mut self, t: f64) -> Result<bool, S::Error> {
+        std::mem::swap(&mut self.y, &mut self.stage);
+        self.save_state(t)?;
+        let end = self.slopes[self.tableau.end()].take();
+        self.slopes.fill_with(|| None);
+        self.slopes[0] = end;
+        self.system.accepted(t, &mut self.y)
+    }
+
     /// The scaled local error of the step whose slopes are at hand; NaN if one is not finite.
-    fn error(&mut self, h: f64, tolerance: Tolerance) -> f64 {
-        let terms: Vec<Term<T>> = weighted(&self.slopes, &self.tableau.error, h).collect();
+    fn error(&mut self, h: f64, run: &Adaptive) -> f64 {
         let (y, new) = (self.y.as_ref(), self.stage.as_ref());
-        self.system.compute(|| error_norm(&terms, y, new, tolerance))
+        let slopes = &self.slopes;
+        let norms = self.tableau.error.iter().map(|row| {
+            let terms: Vec<Term<T>> = weighted(slopes, row, h).collect();
+            self.system.compute(|| error_norm(&terms, (y, new), run.tolerance, run.norm))
+        });
+        estimate(&norms.collect::<Vec<f64>>())
     }
 
     /// The first step after Hairer, Norsett and Wanner (Solving ODEs I, II.4); one evaluation.
-    /// Not below `smallest`, whatever a field of enormous values would ask for.
-    fn starting_step(
-        &mut self,
-        run: &Adaptive,
-        forward: f64,
-        smallest: f64,
-    ) -> Result<f64, S::Error> {
-        let tolerance = run.tolerance;
-        let norm = |system: &S, v: &[T], y: &[T]| {
-            system.compute(|| error_norm(&[(1.0, v)], y, y, tolerance))
+    /// Not below the smallest, whatever a field of enormous values would ask for.
+    fn starting_step(&mut self, run: &Adaptive) -> Result<f64, S::Error> {
+        let norm = |system: &S, terms: &[Term<T>], y: &[T]| {
+            system.compute(|| error_norm(terms, (y, y), run.tolerance, run.norm))
         };
-        let span = (run.to - run.from).abs();
         let y = self.y.as_ref();
         let slope = self.slopes[0].as_ref().map(AsRef::as_ref).unwrap_or_default();
-        let (size, speed) = (norm(self.system, y, y), norm(self.system, slope, y));
-        let trial = starting_step::trial(size, speed).clamp(smallest.min(span), span);
-        let mut weights = vec![0.0; self.slopes.len()];
-        weights[0] = 1.0;
-        self.combine(&weights, forward * trial);
-        self.system.announce(&[run.from + forward * trial])?;
+        let size = norm(self.system, &[(1.0, y)], y);
+        let speed = norm(self.system, &[(1.0, slope)], y);
+        let trial = run.bounded(starting_step::trial(size, speed));
+        self.combine(&[1.0], run.forward() * trial);
+        self.system.announce(&[run.from + run.forward() * trial])?;
         let moved = self.system.slope(&mut self.stage)?;
         let slope = self.slopes[0].as_ref().map(AsRef::as_ref).unwrap_or_default();
-        let y = self.y.as_ref();
-        let moved = moved.as_ref();
-        let change = self
-            .system
-            .compute(|| error_norm(&[(1.0, moved), (-1.0, slope)], y, y, tolerance) / trial);
-        Ok(starting_step::refined(trial, speed, change, self.tableau.order)
-            .clamp(smallest.min(span), span))
+        let terms = [(1.0, moved.as_ref()), (-1.0, slope)];
+        let change = norm(self.system, &terms, self.y.as_ref()) / trial;
+        let step = starting_step::refined(trial, speed, change, self.tableau.order);
+        Ok(run.bounded(step))
     }
 
     /// Whether an output time is waiting strictly before the end `next` of the step from `t`.
@@ -283,35 +275,39 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         self.saves.get(self.saved).is_some_and(|&time| (next - time) * (next - t) > 0.0)
     }
 
-    /// Dense output at the output times strictly inside the step from `t` to `next`, whose slope at
-    /// the end is `end`: cubic Hermite, plus theta^2 (1 - theta)^2 h sum_j d_j k_j where the tableau
-    /// has such weights. Whether a NaN or an infinity came out.
-    fn save_inside(&mut self, t: f64, next: f64, end: &[T]) -> Result<bool, S::Error> {
+    /// Dense output at the output times strictly inside the step from `t` to `next`, all of whose
+    /// slopes are at hand but those of the extra stages. Whether a NaN or an infinity came out.
+    fn save_inside(&mut self, t: f64, next: f64) -> Result<bool, S::Error> {
         let h = next - t;
-        let stages = self.slopes.len();
-        let dense = &self.tableau.dense;
+        self.extra_stages(t, next)?;
         let mut bad = false;
-        while let Some(&time) = self.saves.get(self.saved) {
-            if (next - time) * h <= 0.0 {
-                break;
-            }
-            let theta = (time - t) / h;
-            let rest = 1.0 - theta;
-            let end_part = theta * theta * (3.0 - 2.0 * theta);
-            let bump = theta * theta * rest * rest;
-            let mut weights = vec![0.0; stages];
-            weights.iter_mut().zip(dense).for_each(|(w, d)| *w = bump * d);
-            weights[0] += theta * rest * rest;
-            // Where there are such weights the method is FSAL: its last slope is `end`.
-            let last = dense.last().map_or(0.0, |d| bump * d);
-            let mut terms: Vec<Term<T>> =
-                vec![(1.0 - end_part, self.y.as_ref()), (end_part, self.stage.as_ref())];
+        while self.saves_before(t, next) {
+            let (towards, weights) = self.tableau.between((self.saves[self.saved] - t) / h);
+            let mut terms = vec![(1.0 - towards, self.y.as_ref()), (towards, self.stage.as_ref())];
             terms.extend(weighted(&self.slopes, &weights, h));
-            terms.push((h * (last - theta * theta * rest), end));
             bad |= self.system.save(self.saved, |out| combine(out, &terms))?;
             self.saved += 1;
         }
         Ok(bad)
+    }
+
+    /// The stages that only dense output needs, in memory that nothing else does.
+    fn extra_stages(&mut self, t: f64, next: f64) -> Result<(), S::Error> {
+        let extra = self.tableau.extra();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        let c = &self.tableau.c[extra.clone()];
+        let times: Vec<f64> = c.iter().map(|&c| stage_time(c, t, next)).collect();
+        self.system.announce(&times)?;
+        let mut stage = self.system.buffer()?;
+        for i in extra {
+            let terms = stage_terms(self.y.as_ref(), &self.slopes, &self.tableau.a[i], next - t);
+            let out = stage.as_mut();
+            self.system.compute(|| combine(out, &terms));
+            self.slopes[i] = Some(self.system.slope(&mut stage)?);
+        }
+        Ok(())
     }
 
     /// Save the state itself for the output times that are exactly `t`.
@@ -346,6 +342,19 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
     }
 }
 
+/// `y + h sum_j weights_j k_j`, term by term.
+fn stage_terms<'a, T: Real, K: AsRef<[T]>>(
+    y: &'a [T],
+    slopes: &'a [Option<K>],
+    weights: &'a [f64],
+    h: f64,
+) -> Vec<Term<'a, T>> {
+    let mut terms = Vec::with_capacity(weights.len() + 1);
+    terms.push((1.0, y));
+    terms.extend(weighted(slopes, weights, h));
+    terms
+}
+
 /// The slopes that have a weight, each with `h` times it.
 fn weighted<'a, T: Real, K: AsRef<[T]>>(
     slopes: &'a [Option<K>],
@@ -356,9 +365,4 @@ fn weighted<'a, T: Real, K: AsRef<[T]>>(
         k.as_ref().filter(|_| *w != 0.0).map(|k| (h * w, k.as_ref()))
     };
     slopes.iter().zip(weights).filter_map(used)
-}
-
-/// The time of a stage at `c` of the step from `t` to `next`; the end itself is hit exactly.
-fn stage_time(c: f64, t: f64, next: f64) -> f64 {
-    if c == 1.0 { next } else { t + c * (next - t) }
 }

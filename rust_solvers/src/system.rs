@@ -27,14 +27,16 @@ pub trait System<T: Real> {
         index: usize,
         write: impl FnOnce(&mut [T]) -> R,
     ) -> Result<R, Self::Error>;
-    /// Tell of an accepted step: its end and the state there.
-    fn accepted(&mut self, t: f64, y: &mut Self::Buffer) -> Result<(), Self::Error>;
+    /// Tell of an accepted step: its end and the state there. Whether the run should stop there.
+    fn accepted(&mut self, t: f64, y: &mut Self::Buffer) -> Result<bool, Self::Error>;
 }
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Done,
+    /// Whoever was told of a step wanted no other.
+    Stopped,
     NonFinite,
     StepUnderflow,
     TooManySteps,
@@ -44,6 +46,7 @@ impl Status {
     pub fn name(self) -> &'static str {
         match self {
             Status::Done => "done",
+            Status::Stopped => "stopped",
             Status::NonFinite => "non_finite",
             Status::StepUnderflow => "step_underflow",
             Status::TooManySteps => "too_many_steps",

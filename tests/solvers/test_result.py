@@ -85,13 +85,19 @@ def test_the_price_of_a_run(method: str, backend: str) -> None:
         dense = interp.solve(
             Counted(), state(), method=method, backend=backend, steps=steps, save_at=[0.01, 0.999]
         )
-        assert dense.stats.nfe == steps * stages + 1
+        inside = 1 if steps == 1 else 2  # steps in which a time to save at falls
+        assert dense.stats.nfe == steps * stages + 1 + inside * len(tableau.extra)
     if tableau.b_hat:
-        sol = interp.solve(Counted(), state(), method=method, backend=backend, first_step=0.9)
+        late = tableau.error[0][-1] == 0  # the slope at the end waits for the step to be accepted
+        sol = interp.solve(
+            Counted(), state().double(), method=method, backend=backend, first_step=0.9, rtol=1e-9,
+            atol=1e-9,
+        )  # fmt: skip
         tried = sol.stats.accepted + sol.stats.rejected
         # One for the start; a refused step is dropped at the end of its stages.
-        assert sol.stats.nfe == 1 + tried * stages
-        assert sol.stats.rejected >= 1  # 0.9 is too much for a tolerance of 1e-5
+        ends = sol.stats.accepted - 1 if late else tried
+        assert sol.stats.nfe == 1 + tried * (stages - 1) + ends
+        assert sol.stats.rejected >= 1  # 0.9 is too much for such a tolerance
 
 
 @pytest.mark.parametrize("backend", ["rust", "torch"])

@@ -59,14 +59,17 @@ class Run:
         saves = self.problem.saves
         return self.saved < len(saves) and (end - saves[self.saved]) * (end - t) > 0
 
-    def accept(self, t: float, y: Tensor) -> None:
+    def accept(self, t: float, y: Tensor) -> bool:
+        """Go on from (t, y), after the observer has seen it; whether it wants to stop there."""
         self.y = y
         self.accepted += 1
         self.save_state(t)
-        if self.problem.observer is not None:
-            version = version_of(y)
-            self.problem.observer(t, y, self.nfe)
-            require_unwritten(y, version, "the callback")
+        if self.problem.observer is None:
+            return False
+        version = version_of(y)
+        stop = self.problem.observer(t, y, self.nfe)
+        require_unwritten(y, version, "the callback")
+        return bool(stop)
 
     def report(self, status: str, t: float, step: float) -> Report:
         if self.kept:

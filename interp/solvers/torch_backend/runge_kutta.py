@@ -3,46 +3,77 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..problem import Adaptive, Problem, Report
 from ..tableaus import Numbers
+from .control import Controller, error_norm, estimate, starting_step
 from .run import Run, bad_rows, combine, finite
 
 
-def _stage_time(c: float, t: float, end: float) -> float:
+def stage_time(c: float, t: float, end: float) -> float:
+    """The time of a stage; the end itself is hit exactly."""
     return end if c == 1.0 else t + c * (end - t)
 
 
-def _step(
-    run: Run, numbers: Numbers, first: Tensor, t: float, end: float
-) -> tuple[Tensor, list[Tensor]]:
-    """The state at the end of a step and the slopes on the way, without the one at the end."""
-    h, slopes = end - t, [first]
-    for i in range(1, len(numbers.b) - numbers.fsal):
-        stage = combine(run.y, h, numbers.a[i], slopes)
-        slopes.append(run.slope(_stage_time(numbers.c[i], t, end), stage))
-    return combine(run.y, h, numbers.b, slopes), slopes
+def between(numbers: Numbers, theta: float) -> tuple[float, list[float]]:
+    """The state at theta of a step, as weights of y_end and the slopes; see `interp.solvers.tableaus`."""
+    rest = 1 - theta
+    bump = theta * theta * rest * rest
+    basis = (1.0, theta, theta * rest, theta * theta * rest)
+    end = len(numbers.b) - numbers.fsal
+    weights = [0.0] * max(len(numbers.a), end + 1)
+    for power, row in zip(basis, numbers.dense, strict=False):
+        for j, d in enumerate(row):
+            weights[j] += bump * power * d
+    weights[0] += theta * rest * rest
+    weights[end] -= theta * theta * rest
+    return theta * theta * (3 - 2 * theta), weights
 
 
-def _save_inside(
-    run: Run, numbers: Numbers, ends: tuple[float, float], y_end: Tensor,
-    slopes: list[Tensor], last: Tensor,
-) -> None:  # fmt: skip
-    """Dense output strictly inside a step; see `interp.solvers.tableaus`."""
-    (t, end), saves = ends, run.problem.saves
-    h = end - t
-    while run.saved < len(saves) and (end - saves[run.saved]) * h > 0:
-        theta = (saves[run.saved] - t) / h
-        rest, towards = 1 - theta, theta * theta * (3 - 2 * theta)
-        bump = theta * theta * rest * rest
-        weights = [bump * d for d in numbers.dense] or [0.0] * len(slopes)
-        at_end = (weights.pop() if numbers.dense else 0.0) - theta * theta * rest
-        weights[0] += theta * rest * rest
-        base = (1 - towards) * run.y + towards * y_end
-        run.save(combine(base, h, [*weights, at_end], [*slopes, last]))
+class _Step:
+    """One step: the slopes of its stages, and the state at its end."""
+
+    def __init__(self, run: Run, numbers: Numbers, first: Tensor, t: float, end: float) -> None:
+        self.run, self.numbers, self.t, self.end = run, numbers, t, end
+        self.h, self.slopes = end - t, [first]
+        for i in range(1, len(numbers.b) - numbers.fsal):
+            self.slopes.append(self.stage(i))
+        self.y = combine(run.y, self.h, numbers.b, self.slopes)
+
+    def stage(self, i: int) -> Tensor:
+        y = combine(self.run.y, self.h, self.numbers.a[i], self.slopes)
+        return self.run.slope(stage_time(self.numbers.c[i], self.t, self.end), y)
+
+    def finish(self) -> Tensor:
+        """The slope at the end."""
+        if len(self.slopes) == len(self.numbers.b) - self.numbers.fsal:
+            self.slopes.append(self.run.slope(self.end, self.y))
+        return self.slopes[-1]
+
+    def error(self, goal: Adaptive) -> float:
+        """The scaled local error."""
+        norms = [
+            error_norm(self.run.y, self.y, self.h, row, self.slopes, goal)
+            for row in self.numbers.error
+        ]
+        return estimate(norms)
+
+    def save_inside(self) -> Tensor | None:
+        """Dense output strictly inside the step; the first of the states that is not finite."""
+        run, saves, bad = self.run, self.run.problem.saves, None
+        extra = len(self.slopes)
+        for i in range(extra, len(self.numbers.a)):
+            self.slopes.append(self.stage(i))
+        while run.saves_before(self.t, self.end):
+            towards, weights = between(self.numbers, (saves[run.saved] - self.t) / self.h)
+            base = (1 - towards) * run.y + towards * self.y
+            run.save(combine(base, self.h, weights, self.slopes))
+            if bad is None and not finite(run.kept[-1]):
+                bad = run.kept[-1]
+        return bad
 
 
 def runge_kutta(
@@ -60,102 +91,65 @@ def runge_kutta(
     return _adaptive(run, numbers, adaptive)
 
 
+def _failed(run: Run, slopes: Sequence[Tensor | None], t: float, h: float) -> Report:
+    run.rows = bad_rows(*slopes)
+    return run.report("non_finite", t, h)
+
+
 def _fixed(run: Run, numbers: Numbers, grid: list[float]) -> Report:
     run.save_state(grid[0])
     first = run.slope(grid[0], run.y)
     for t, end in itertools.pairwise(grid):
-        y_end, slopes = _step(run, numbers, first, t, end)
-        if not finite(y_end):
-            run.rows = bad_rows(*slopes, y_end)
-            return run.report("non_finite", t, end - t)
-        if end != grid[-1] or run.saves_before(t, end):
-            first = run.slope(end, y_end)
-            if run.saves_before(t, end):
-                if not finite(first):
-                    run.rows = bad_rows(first)
-                    return run.report("non_finite", t, end - t)
-                _save_inside(run, numbers, (t, end), y_end, slopes, first)
-        run.accept(end, y_end)
+        step = _Step(run, numbers, first, t, end)
+        if not finite(step.y):
+            return _failed(run, [*step.slopes, step.y], t, step.h)
+        inside = run.saves_before(t, end)
+        if end != grid[-1] or inside:
+            first = step.finish()
+        if inside:
+            bad = step.save_inside()
+            if bad is not None:
+                return _failed(run, [*step.slopes, bad], t, step.h)
+        if run.accept(end, step.y):
+            return run.report("stopped", end, step.h)
     return run.report("done", grid[-1], grid[-1] - grid[-2])
-
-
-def _error(
-    y: Tensor, y_end: Tensor, h: float, weights: list[float], slopes: list[Tensor], goal: Adaptive
-) -> float:
-    """Root mean square of the local error over atol + rtol max(|y|, |y_end|), as Rust's."""
-    if y.numel() == 0:
-        return 0.0
-    with torch.no_grad():
-        size = torch.maximum(y.abs(), y_end.abs()).double()
-        error = combine(torch.zeros_like(y), h, weights, slopes).double()
-        scaled = error / (goal.atol + goal.rtol * size)
-        # Without an absolute tolerance a padding element is 0 / 0: no error is no error.
-        return float(torch.where(error == 0, 0.0, scaled).square().mean().sqrt())
-
-
-class _Controller:
-    """The PI controller of Hairer, Norsett and Wanner (Solving ODEs II, IV.2), as in Rust."""
-
-    def __init__(self, order: float) -> None:
-        self.exponent, self.before, self.refused = 1 / order - 0.03, 1e-4, False
-
-    def accepted(self, error: float) -> float:
-        factor = 10.0 if error == 0 else 0.9 * error**-self.exponent * self.before**0.04
-        most = 1.0 if self.refused else 10.0
-        self.before, self.refused = max(error, 1e-4), False
-        return min(max(factor, 0.2), most)
-
-    def rejected(self, error: float) -> float:
-        self.refused = True
-        factor = 0.9 * error**-self.exponent if error > 0 else float("nan")
-        return min(max(factor, 0.2), 1.0) if error < float("inf") else 0.2
-
-
-def _starting_step(run: Run, first: Tensor, goal: Adaptive, order: float) -> float:
-    """The first step after Hairer, Norsett and Wanner (Solving ODEs I, II.4); one evaluation."""
-    y, span = run.y, abs(goal.to - goal.from_)
-    forward = 1.0 if goal.to >= goal.from_ else -1.0
-    size, speed = (_error(y, y, 1.0, [1.0], [v], goal) for v in (y, first))
-    smallest = min(4 * 2.0**-52 * max(abs(goal.from_), abs(goal.to)), span)
-    trial = 1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
-    trial = max(min(trial, span), smallest)
-    moved = run.slope(goal.from_ + forward * trial, y + forward * trial * first)
-    change = _error(y, y, 1.0, [1.0, -1.0], [moved, first], goal) / trial
-    largest = speed if change != change else max(speed, change)
-    step = max(trial * 1e-3, 1e-6) if largest <= 1e-15 else (0.01 / largest) ** (1 / order)
-    return max(min(step, 100 * trial, span), smallest)
 
 
 def _adaptive(run: Run, numbers: Numbers, goal: Adaptive) -> Report:
     t, forward = goal.from_, 1.0 if goal.to >= goal.from_ else -1.0
     smallest = 4 * 2.0**-52 * max(abs(goal.from_), abs(goal.to))
+    early = any(row[-1] != 0 for row in numbers.error)
     run.save_state(t)
     first = run.slope(t, run.y)
     if not finite(first):
-        run.rows = bad_rows(first)
-        return run.report("non_finite", t, 0.0)
-    h = goal.first_step or _starting_step(run, first, goal, numbers.error_order)
-    controller = _Controller(numbers.error_order)
+        return _failed(run, [first], t, 0.0)
+    h = goal.first_step or starting_step(run, first, goal, numbers.error_order)
+    controller = Controller(goal.gains, numbers.error_order)
     while t != goal.to:
         if run.accepted + run.rejected >= goal.max_steps:
             return run.report("too_many_steps", t, h)
         left = abs(goal.to - t)
-        step, end = (left, goal.to) if 1.01 * h >= left else (h, t + forward * h)
-        y_end, slopes = _step(run, numbers, first, t, end)
-        last, error = None, float("nan")
-        if finite(y_end):
-            last = run.slope(end, y_end)
-            error = _error(run.y, y_end, end - t, numbers.error, [*slopes, last], goal)
-        if last is not None and error <= 1:
-            _save_inside(run, numbers, (t, end), y_end, slopes, last)
-            t, first = end, last
-            run.accept(t, y_end)
-            h = step * controller.accepted(error)
+        length, end = (left, goal.to) if 1.01 * h >= left else (h, t + forward * h)
+        step, error = _Step(run, numbers, first, t, end), float("nan")
+        if finite(step.y):
+            if early:
+                step.finish()
+            error = step.error(goal)
+        if error <= 1:
+            inside = run.saves_before(t, end)
+            if early or inside or end != goal.to:
+                first = step.finish()
+            if inside and (bad := step.save_inside()) is not None:
+                return _failed(run, [*step.slopes, bad], t, h)
+            t = end
+            if run.accept(t, step.y):
+                return run.report("stopped", t, length)
+            h = length * controller.accepted(error)
             continue
         run.rejected += 1
-        h = step * controller.rejected(error)
+        h = length * controller.rejected(error)
         if h < smallest:
-            bounded = error < float("inf")
-            run.rows = [] if bounded else bad_rows(*slopes, last, y_end)
-            return run.report("step_underflow" if bounded else "non_finite", t, h)
+            if error < float("inf"):
+                return run.report("step_underflow", t, h)
+            return _failed(run, [*step.slopes, step.y], t, h)
     return run.report("done", t, h)

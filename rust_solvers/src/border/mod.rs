@@ -11,12 +11,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::brownian::{Path, Root, Rows};
-use crate::kernels::{MAX_TERMS, Tolerance};
+use crate::kernels::{MAX_TERMS, Norm, Tolerance};
 use crate::philox::{philox, stream_key};
 use crate::real::Real;
 use crate::recurrence::{self, Recurrence};
-use crate::runge_kutta::{Adaptive, Run, Steps, Tableau};
+use crate::runge_kutta::{Adaptive, Run, Steps};
 use crate::system::{Outcome, System};
+use crate::tableau::Tableau;
 use tensor::{Buffer, Outputs, Pool, Precision, Slope, Torch};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
@@ -42,7 +43,7 @@ struct Problem<'py> {
     time: Bound<'py, PyAny>,
     /// Any kind of tensor made a contiguous one of torch's own class.
     plain: Bound<'py, PyAny>,
-    /// `observer(t, x, nfe)`, called after each accepted step.
+    /// `observer(t, x, nfe)`, called after each accepted step; a true answer stops the run there.
     observer: Option<Bound<'py, PyAny>>,
 }
 
@@ -193,44 +194,56 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
         Ok(write(self.outputs.place(&self.torch, index)?))
     }
 
-    fn accepted(&mut self, t: f64, y: &mut Buffer<T>) -> PyResult<()> {
+    fn accepted(&mut self, t: f64, y: &mut Buffer<T>) -> PyResult<bool> {
         let Some(observer) = &self.problem.observer else {
-            return Ok(());
+            return Ok(false);
         };
-        observer.call1((t, &y.tensor, self.nfe))?;
-        y.reclaim(&self.torch, "the callback")
+        let stop = observer.call1((t, &y.tensor, self.nfe))?.is_truthy()?;
+        y.reclaim(&self.torch, "the callback")?;
+        Ok(stop)
     }
 }
 
-/// A tableau as Python states it: lists of numbers.
+/// A tableau as Python states it: lists of numbers, the extra stages after the others.
 #[derive(FromPyObject)]
 struct TableauNumbers {
     a: Vec<Vec<f64>>,
     b: Vec<f64>,
     c: Vec<f64>,
-    error: Vec<f64>,
-    dense: Vec<f64>,
+    error: Vec<Vec<f64>>,
+    dense: Vec<Vec<f64>>,
     error_order: f64,
 }
 
 impl TableauNumbers {
     fn checked(self) -> PyResult<Tableau> {
-        let TableauNumbers { mut a, b, c, error, dense, error_order } = self;
-        let s = b.len();
-        let explicit = a.iter().enumerate().all(|(i, row)| row.len() <= i);
-        let fits = |v: &Vec<f64>| v.is_empty() || v.len() == s;
-        if s == 0 || s > MAX_TERMS - 3 || a.len() != s || c.len() != s || !explicit {
-            return Err(PyValueError::new_err(format!("not an explicit tableau of {s} stages")));
+        let TableauNumbers { a, b, c, error, dense, error_order } = self;
+        let (s, all) = (b.len(), a.len());
+        let wrong = |what: &str| Err(PyValueError::new_err(format!("{what}, of {s} stages")));
+        if s == 0 || all < s || c.len() != all {
+            return wrong("not a tableau");
         }
-        if !fits(&error) || !fits(&dense) {
-            return Err(PyValueError::new_err("error or dense weights are not one a stage"));
+        if !a.iter().enumerate().all(|(i, row)| row.len() <= i) {
+            return wrong("not an explicit tableau");
         }
-        a.iter_mut().for_each(|row| row.resize(s, 0.0));
-        Ok(Tableau { a, b, c, error, dense, order: error_order })
+        if error.len() > 2 || error.iter().any(|row| row.len() != s) {
+            return wrong("error weights that are not one a stage");
+        }
+        if dense.len() > 4 || dense.iter().any(|row| row.len() != all) {
+            return wrong("dense weights that are not one a stage");
+        }
+        let tableau = Tableau { a, b, c, error, dense, order: error_order };
+        if tableau.terms() > MAX_TERMS || tableau.error_terms() > 8 {
+            return wrong("a tableau with too many weights in a row");
+        }
+        if all > s && !tableau.fsal() {
+            return wrong("extra stages without the slope at the end");
+        }
+        Ok(tableau)
     }
 }
 
-/// Ends and tolerances of an adaptive run.
+/// Ends, tolerances and control of an adaptive run.
 #[derive(FromPyObject)]
 struct AdaptiveNumbers {
     from_: f64,
@@ -239,6 +252,32 @@ struct AdaptiveNumbers {
     atol: f64,
     first_step: Option<f64>,
     max_steps: u64,
+    gains: [f64; 3],
+    norm: String,
+}
+
+impl AdaptiveNumbers {
+    fn checked(self, tableau: &Tableau, row: usize) -> PyResult<Adaptive> {
+        if tableau.error.is_empty() || !tableau.fsal() {
+            return Err(PyValueError::new_err("adaptive steps need an embedded FSAL method"));
+        }
+        checked_grid(vec![self.from_, self.to])?;
+        let norm = match self.norm.as_str() {
+            "rms" => Norm::Rms,
+            "max" => Norm::Max,
+            "rows" => Norm::Rows(row.max(1)),
+            other => return Err(PyValueError::new_err(format!("a norm called {other}"))),
+        };
+        Ok(Adaptive {
+            from: self.from_,
+            to: self.to,
+            tolerance: Tolerance { rtol: self.rtol, atol: self.atol },
+            first_step: self.first_step,
+            max_steps: self.max_steps,
+            gains: self.gains,
+            norm,
+        })
+    }
 }
 
 /// A grid that a stepper can walk: two times or more, all finite.
@@ -282,21 +321,10 @@ fn runge_kutta<'py>(
     adaptive: Option<AdaptiveNumbers>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let tableau = tableau.checked()?;
+    let posed = pose(&problem)?;
     let steps = match (grid, adaptive) {
         (Some(grid), None) => Steps::Fixed(checked_grid(grid)?),
-        (None, Some(a)) => {
-            if tableau.error.is_empty() || !tableau.fsal() {
-                return Err(PyValueError::new_err("adaptive steps need an embedded FSAL method"));
-            }
-            checked_grid(vec![a.from_, a.to])?;
-            Steps::Adaptive(Adaptive {
-                from: a.from_,
-                to: a.to,
-                tolerance: Tolerance { rtol: a.rtol, atol: a.atol },
-                first_step: a.first_step,
-                max_steps: a.max_steps,
-            })
-        }
+        (None, Some(adaptive)) => Steps::Adaptive(adaptive.checked(&tableau, posed.0.row)?),
         _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
     };
     fn run<'py, T: Real>(
@@ -309,7 +337,7 @@ fn runge_kutta<'py>(
         let outcome = Run::new(&mut system, tableau, row, &saves, y)?.integrate(steps)?;
         system.report(outcome)
     }
-    by_dtype!(pose(&problem)?, run, &tableau, &steps)
+    by_dtype!(posed, run, &tableau, &steps)
 }
 
 /// What keys the noise of a run.
