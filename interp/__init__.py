@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import couplings, errors, exact, losses, noise, plot, schedules, times
+    from . import couplings, errors, exact, losses, noise, plot, schedules, times, tuning
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .solvers import methods, solve
     from .terms import ODE, SDE
     from .training import train
+    from .tuning import best_schedule
 
 # Where each public name lives. Loaded at first use, so that `import interp` costs what torch costs
 # and `interp --help` does not even cost that.
@@ -31,6 +32,7 @@ _HOME = {
     "Interpolant": "interpolant",
     "ODE": "terms",
     "SDE": "terms",
+    "best_schedule": "tuning",
     "guide": "guidance",
     "log_prob": "likelihood",
     "methods": "solvers",
@@ -40,12 +42,12 @@ _HOME = {
 }
 _MODULES = (
     "couplings", "errors", "exact", "families", "losses", "noise", "plot", "schedules", "testing",
-    "times",
+    "times", "tuning",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
-    "precondition", "exact", "losses", "times", "train", "plot", "noise", "errors",
+    "precondition", "best_schedule", "tuning", "exact", "losses", "times", "train", "plot", "noise", "errors",
 ]  # fmt: skip
 
 
