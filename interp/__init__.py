@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
+    from .native import compile
     from .preconditioning import precondition
     from .solvers import methods, solve
     from .terms import ODE, SDE
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # and `interp --help` does not even cost that.
 _HOME = {
     "Interpolant": "interpolant",
+    "compile": "native",
     "ODE": "terms",
     "SDE": "terms",
     "best_schedule": "tuning",
@@ -47,7 +49,8 @@ _MODULES = (
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
-    "precondition", "best_schedule", "tuning", "exact", "losses", "times", "train", "plot", "noise", "errors",
+    "precondition", "compile", "best_schedule", "tuning", "exact", "losses", "times", "train", "plot",
+    "noise", "errors",
 ]  # fmt: skip
 
 
