@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import couplings, errors, exact, losses, noise, plot, schedules, times, tuning
+    from . import (
+        couplings,
+        equivalence,
+        errors,
+        exact,
+        losses,
+        noise,
+        plot,
+        schedules,
+        times,
+        tuning,
+    )  # fmt: skip
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
@@ -43,14 +54,14 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "errors", "exact", "families", "losses", "noise", "plot", "schedules", "testing",
-    "times", "tuning",
+    "couplings", "equivalence", "errors", "exact", "families", "losses", "noise", "plot", "schedules",
+    "testing", "times", "tuning",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
-    "precondition", "compile", "best_schedule", "tuning", "exact", "losses", "times", "train", "plot",
-    "noise", "errors",
+    "precondition", "compile", "best_schedule", "tuning", "exact", "losses", "times", "train",
+    "equivalence", "plot", "noise", "errors",
 ]  # fmt: skip
 
 
