@@ -8,7 +8,6 @@ mod border;
 pub mod brownian;
 pub mod controller;
 pub mod kernels;
-pub mod network;
 pub mod philox;
 pub mod real;
 pub mod recurrence;
