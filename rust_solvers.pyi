@@ -1,5 +1,7 @@
 """The integration engine of interp: what crosses the border, and in which types."""
 
+from torch import Tensor
+
 from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
 from interp.solvers.tableaus import Numbers
 
@@ -23,3 +25,29 @@ def euler_maruyama(
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox 4x32-10: four words from a counter of four and a key of two."""
+
+class Network:
+    """A network as a program of the engine."""
+
+    def __init__(
+        self,
+        values: list[tuple[str, bool, list[int]]],
+        steps: list[
+            tuple[
+                str,
+                tuple[int, int, list[int], list[int]],
+                list[tuple[int, int, list[int], list[int]]],
+                list[int],
+                list[float],
+            ]
+        ],
+        result: tuple[int, int, list[int], list[int]],
+    ) -> None: ...
+    def call(
+        self, out: Tensor, weights: list[Tensor], inputs: list[Tensor], threads: int | None = None
+    ) -> None:
+        """Write the field at (t, x, conditions) into ``out``."""
+
+    @property
+    def work(self) -> int:
+        """What a row costs, in elements of a pass that only multiplies."""

@@ -16,25 +16,40 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import couplings, errors, exact, losses, noise, plot, schedules, times
+    from . import (
+        couplings,
+        equivalence,
+        errors,
+        exact,
+        losses,
+        noise,
+        plot,
+        schedules,
+        times,
+        tuning,
+    )  # fmt: skip
     from .elsewhere.diffusers import from_diffusers
     from .elsewhere.scheduler import InterpScheduler as InterpScheduler
     from .elsewhere.sigma import from_k_diffusion
     from .guidance import guide
     from .interpolant import Interpolant
     from .likelihood import log_prob
+    from .native import compile
     from .preconditioning import precondition
     from .solvers import methods, solve
     from .terms import ODE, SDE
     from .training import train
+    from .tuning import best_schedule
 
 # Where each public name lives. Loaded at first use, so that `import interp` costs what torch costs
 # and `interp --help` does not even cost that.
 _HOME = {
     "InterpScheduler": "elsewhere.scheduler",
     "Interpolant": "interpolant",
+    "compile": "native",
     "ODE": "terms",
     "SDE": "terms",
+    "best_schedule": "tuning",
     "from_diffusers": "elsewhere.diffusers",
     "from_k_diffusion": "elsewhere.sigma",
     "guide": "guidance",
@@ -45,14 +60,14 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "errors", "exact", "families", "losses", "noise", "plot", "schedules", "testing",
-    "times",
+    "couplings", "equivalence", "errors", "exact", "families", "losses", "noise", "plot", "schedules",
+    "testing", "times", "tuning",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
-    "precondition", "from_diffusers", "from_k_diffusion", "exact", "losses",
-    "times", "train", "plot", "noise", "errors",
+    "precondition", "from_diffusers", "from_k_diffusion", "compile", "best_schedule", "tuning",
+    "exact", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
 ]  # fmt: skip
 
 

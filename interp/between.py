@@ -24,7 +24,7 @@ from .interpolant import Interpolant
 from .inverse import bisected, followed
 from .scalar import GRID
 
-_SAME = 1e-7  # the angle, in radians, at which two curves of ratios count as one
+SAME = 1e-7  # the angle, in radians, at which two curves of ratios count as one
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,11 @@ class Between:
         return there, _length(self.other, there) / _length(self.path, as_time(t))
 
 
-def between(path: Interpolant, other: Interpolant) -> Between:
-    """The change from ``path`` to ``other``: see `Interpolant.between`."""
+def between(path: Interpolant, other: Interpolant, same: float = SAME) -> Between:
+    """The change from ``path`` to ``other``: see `Interpolant.between`.
+
+    Curves of ratios that come within the angle ``same`` of each other count as one.
+    """
     for one in (path, other):
         if one.element or one.basis is not path.basis:
             raise ScheduleError(
@@ -102,7 +105,7 @@ def between(path: Interpolant, other: Interpolant) -> Between:
 
     theirs = _phase(other)
     change = _matched(path, other, _phase(path), theirs, inverse)
-    _require_same_curve(change)
+    _require_same_curve(change, same)
     return change
 
 
@@ -164,7 +167,7 @@ def _length(path: Interpolant, t: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _require_same_curve(change: Between) -> None:
+def _require_same_curve(change: Between, same: float) -> None:
     """Refuse two-sided paths whose ratios differ."""
     low, high = change.interval
     t = GRID[(low <= GRID) & (high >= GRID)]
@@ -173,7 +176,7 @@ def _require_same_curve(change: Between) -> None:
         for k in (change.path.coefficients(t), change.other.coefficients(change.time(t)))
     )
     angle = (here - there).norm(dim=-1)
-    if angle.max() > _SAME:
+    if angle.max() > same:
         worst = int(angle.argmax())
         shown = [" : ".join(f"{v:.4g}" for v in w[worst].tolist()) for w in (here, there)]
         raise ScheduleError(

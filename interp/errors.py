@@ -75,6 +75,28 @@ class Unsupported(InterpError, NotImplementedError):
     """A verb or combination that does not exist here; the message says where it does."""
 
 
+class Uncompilable(InterpError, NotImplementedError):
+    """A model that has no native field.
+
+    Attributes:
+        node: the first node of its graph that is in the way.
+        obstacles: every one, in words.
+    """
+
+    def __init__(self, message: str, *, node: str, obstacles: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.node = node
+        self.obstacles = list(obstacles) or [message]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuilt from all its parts, so that it survives the way out of a worker process."""
+        return _uncompilable, (str(self), self.node, self.obstacles)
+
+
+def _uncompilable(message: str, node: str, obstacles: list[str]) -> Uncompilable:
+    return Uncompilable(message, node=node, obstacles=obstacles)
+
+
 class SolveError(InterpError, RuntimeError):
     """A solve that could not go on.
 

@@ -28,6 +28,7 @@ COMPOSED = {
     ),
     "shifted": schedules.shifted(VP, 2.0),
     "warped": LINEAR.warp(warps.kumaraswamy(1.5, 0.7)),
+    "clocked": schedules.clocked(TRIG, warps.sine(), warps.spline([0, 0.4, 1], [2.0, 0.5, 1.5])),
     "nested": schedules.ensemble([LINEAR.warp(warps.shift(3.0)), schedules.shifted(TRIG, 0.5)]),
     "two-sided": schedules.weighted_sum([BRIDGE, schedules.brownian_bridge(0.5)]),
 }
@@ -41,6 +42,7 @@ WARPS = {
     "exponential down": warps.exponential(-2.0),
     "sine": warps.sine(),
     "smoothstep": warps.smoothstep(),
+    "spline": warps.spline([0.0, 0.1, 0.6, 1.0], [0.2, 1.0, 2.0, 0.5]),
 }
 
 
@@ -233,6 +235,9 @@ def test_a_time_change_its_slopes_and_its_inverse(name):
         (lambda: schedules.shifted(BRIDGE, 2.0), OptionError, "not Gaussian"),
         (lambda: warps.power(-1.0), OptionError, "exponent"),
         (lambda: warps.exponential(0.0), OptionError, "rate"),
+        (lambda: warps.spline([0.0, 0.6, 0.5, 1.0], [1.0] * 4), OptionError, "rise from 0 to 1"),
+        (lambda: warps.spline([0.0, 1.0], [1.0, 0.0]), OptionError, "positive slopes"),
+        (lambda: schedules.clocked(BRIDGE, warps.sine(), warps.sine()), OptionError, "a gamma"),
         (lambda: warps.from_config({"warp": "shfit", "factor": 2}), UnknownName, "shift"),
         (lambda: warps.from_config({"warp": "shift", "fctor": 2}), UnknownName, "factor"),
         (lambda: warps.from_config({"warp": "shift"}), OptionError, "needs factor"),

@@ -7,6 +7,7 @@ Every function returns a matplotlib `Figure` (`animate` the frames of a film) an
     density                 the law of I_t over time
     trajectories, velocity  solutions over it, and the field that they follow
     coupling                who is paired with whom
+    equivalence             two paths that were compared, and the map between their times
     loss_by_time            where on [0, 1] a model errs
     strip, grid             images on their way from noise, and where they arrived
     animate                 a solution as a GIF
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from .animation import animate
 from .curves import log_snr, schedules
+from .equivalence import equivalence
 from .fields import velocity
 from .images import grid, strip
 from .losses import loss_by_time, loss_curve
@@ -29,6 +31,7 @@ __all__ = [
     "animate",
     "coupling",
     "density",
+    "equivalence",
     "grid",
     "log_snr",
     "loss_by_time",

@@ -26,7 +26,7 @@ from ..scalar import Schedule
 from . import gammas, warps
 from .bridges import brownian_bridge, encode_decode, foellmer, mirror, with_gamma
 from .closed import cosine, linear, polynomial, power, trigonometric
-from .composed import ensemble, piecewise, product, shifted, weighted_sum
+from .composed import clocked, ensemble, piecewise, product, shifted, weighted_sum
 from .diffusions import edm, sub_variance_preserving, variance_exploding, variance_preserving
 from .learned import learned
 from .registry import from_config, names
@@ -35,6 +35,7 @@ from .tables import from_alphas_cumprod, from_betas, from_sigmas, named_betas
 __all__ = [
     "Schedule",
     "brownian_bridge",
+    "clocked",
     "cosine",
     "edm",
     "encode_decode",

@@ -16,13 +16,14 @@ from ..algebra import GeometricMean, Hypot, Piecewise, Reciprocal, Sum, constant
 from ..errors import OptionError, ScheduleError
 from ..interpolant import Interpolant
 from ..scalar import GRID, Scalar, Schedule
-from ..transforms import After, composed, rescale, reverse
+from ..transforms import After, as_warp, composed, rescale, reverse
 from ..transforms import warp as _warped
 from . import warps
 from .forms import positive
 
 __all__ = [
-    "ensemble", "piecewise", "product", "rescale", "reverse", "shifted", "warp", "weighted_sum",
+    "clocked", "ensemble", "piecewise", "product", "rescale", "reverse", "shifted", "warp",
+    "weighted_sum",
 ]  # fmt: skip
 
 _JOINED = 1e-9  # how far apart two pieces may be at a knot, relative to their size
@@ -31,6 +32,50 @@ _JOINED = 1e-9  # how far apart two pieces may be at a knot, relative to their s
 def warp(path: Interpolant, tau: Scalar | Schedule | Mapping[str, object]) -> Interpolant:
     """`Interpolant.warp` as a function; ``tau`` may be the config of one of `schedules.warps`."""
     return _warped(path, warps.from_config(tau) if isinstance(tau, Mapping) else tau)
+
+
+Clock = Scalar | Schedule | Mapping[str, object]
+
+
+def clocked(
+    path: Interpolant, alpha: Clock, beta: Clock, gamma: Clock | None = None
+) -> Interpolant:
+    """Each function of a path by a clock of its own: alpha(tau_a(t)), beta(tau_b(t)), gamma(tau_g(t)).
+
+    Where the clocks differ the curve of ratios changes; the end points stay where each runs from 0
+    to 1. `learned(path, separate=True)` is the same with clocks that are trained.
+
+    Args:
+        path: the path.
+        alpha: the clock of alpha: a time change as in `Interpolant.warp`, or the config of one of
+            `schedules.warps`.
+        beta: that of beta.
+        gamma: that of gamma, for a path that has one.
+
+    Raises:
+        OptionError: a gamma's clock that is missing, or has no gamma.
+        ScheduleError: a clock that falls, or leaves [0, 1].
+    """
+    if (path.gamma is None) != (gamma is None):
+        has = "no gamma" if path.gamma is None else "a gamma"
+        raise OptionError(f"this path has {has}. Give a clock for each function that it has.")
+    given = {"alpha": alpha, "beta": beta} | ({} if gamma is None else {"gamma": gamma})
+    clocks = {name: _clock(clock) for name, clock in given.items()}
+    config: dict[str, object] | None = None
+    if path.config is not None and all(clock.config is not None for clock in clocks.values()):
+        configs = {name: clock.config for name, clock in clocks.items()}
+        config = {"name": "clocked", "path": path.config, **configs}
+    return composed(
+        [path],
+        alpha=algebra.Chain(path.alpha, clocks["alpha"]),
+        beta=algebra.Chain(path.beta, clocks["beta"]),
+        gamma=None if path.gamma is None else algebra.Chain(path.gamma, clocks["gamma"]),
+        config=config,
+    )
+
+
+def _clock(tau: Clock) -> algebra.Warp:
+    return as_warp(warps.from_config(tau) if isinstance(tau, Mapping) else tau)
 
 
 def ensemble(paths: Sequence[Interpolant], weights: Sequence[float] | None = None) -> Interpolant:

@@ -19,6 +19,7 @@ from ..arguments import holds, whole
 from ..errors import OptionError, ScheduleError, UnknownName
 from ..interpolant import Interpolant
 from ..transforms import After, composed
+from . import rational
 from .registry import from_config
 
 _SMALLEST = 1e-3  # the least share of a bin and the least slope, as in neural spline flows
@@ -38,36 +39,16 @@ class Spline(nn.Module):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """tau and tau' at t, float64."""
-        x, y, d = self._knots()
-        k = self._bin(x, t)
-        w, h, d0, d1 = x[k + 1] - x[k], y[k + 1] - y[k], d[k], d[k + 1]
-        mean, q = h / w, (t - x[k]) / w
-        mixed = q * (1 - q)
-        below = mean + (d0 + d1 - 2 * mean) * mixed
-        value = y[k] + h * (mean * q * q + d0 * mixed) / below
-        slope = mean**2 * (d1 * q * q + 2 * mean * mixed + d0 * (1 - q) ** 2) / below**2
-        return value, slope
+        return rational.jet(self._cells(), t)
 
     def inverse(self, s: Tensor) -> Tensor:
         """The t at which tau is s, the stable root of a quadratic."""
-        x, y, d = self._knots()
-        k = self._bin(y, s)
-        w, h, d0, d1 = x[k + 1] - x[k], y[k + 1] - y[k], d[k], d[k + 1]
-        mean, rise = h / w, s - y[k]
-        e = d0 + d1 - 2 * mean
-        a, b, c = h * (mean - d0) + rise * e, h * d0 - rise * e, -mean * rise
-        root = (b * b - 4 * a * c).clamp(min=0).sqrt()
-        return x[k] + w * 2 * c / (-b - root)
+        return rational.inverse(self._cells(), s)
 
-    def _knots(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _cells(self) -> rational.Cells:
         unit = math.log(math.expm1(1 - _SMALLEST))  # softplus of it is 1 - _SMALLEST: slope 1
         slopes = _SMALLEST + nn.functional.softplus(self.slopes.double() + unit)
-        return _edges(self.widths), _edges(self.heights), slopes
-
-    @staticmethod
-    def _bin(edges: Tensor, v: Tensor) -> Tensor:
-        k = torch.searchsorted(edges.detach(), v.detach().contiguous(), right=True) - 1
-        return k.clamp(0, len(edges) - 2)
+        return rational.cells(_edges(self.widths), _edges(self.heights), slopes)
 
 
 def _edges(raw: Tensor) -> Tensor:

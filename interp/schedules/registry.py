@@ -33,6 +33,7 @@ HOME = {
 
 #: The same for what is made of other paths, and so cannot be built from its name alone.
 COMPOSED = {
+    "clocked": "composed",
     "ensemble": "composed",
     "learned": "learned",
     "piecewise": "composed",

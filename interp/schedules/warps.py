@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..algebra import Warp
+from ..algebra import Composite, Jet, Warp
+from ..arguments import host
 from ..errors import OptionError, UnknownName
 from ..scalar import Schedule, checked
+from . import rational
 from .forms import positive
 
-__all__ = ["exponential", "from_config", "kumaraswamy", "power", "shift", "sine", "smoothstep"]
+__all__ = [
+    "exponential", "from_config", "kumaraswamy", "power", "shift", "sine", "smoothstep", "spline",
+]  # fmt: skip
 
 
-def _warp(name: str, tau: Schedule, inverse: Callable[[Tensor], Tensor], **options: float) -> Warp:
+def _warp(name: str, tau: Schedule, inverse: Callable[[Tensor], Tensor], **options: object) -> Warp:
     return Warp(checked("tau", tau), inverse, {"warp": name, **options})
 
 
@@ -138,6 +142,50 @@ def smoothstep() -> Warp:
     )
 
 
+class _Spline(Composite):
+    """A rational-quadratic spline, its cells on the device of the times."""
+
+    def __init__(self, spline: rational.Cells) -> None:
+        super().__init__()
+        self._spline = spline
+
+    def on(self, device: torch.device) -> rational.Cells:
+        here = self._spline
+        return here if here.x.device == device else rational.Cells(*(v.to(device) for v in here))
+
+    def _rule(self, t: Tensor) -> Jet:
+        value, slope = rational.jet(self.on(t.device), t)
+        return value, slope, value * slope
+
+    def back(self, s: Tensor) -> Tensor:
+        t = rational.inverse(self.on(s.device), s)
+        return torch.where(s == 0, 0.0, torch.where(s == 1, 1.0, t))
+
+
+def spline(values: Sequence[float], slopes: Sequence[float]) -> Warp:
+    """Tau through ``values`` at equal steps of t, a monotone rational-quadratic spline.
+
+    Args:
+        values: rising from 0 to 1, two or more.
+        slopes: tau' at the same times, positive.
+
+    Raises:
+        OptionError: values that do not rise from 0 to 1, or slopes that do not fit them.
+
+    Source: Gregory, Delbourgo 1982; see `interp.schedules.rational`.
+    """
+    y, d = host([float(v) for v in values]), host([float(v) for v in slopes])
+    rising = len(y) > 1 and y[0] == 0 and y[-1] == 1 and bool((y.diff() > 0).all())
+    if not rising or d.shape != y.shape or not bool(((d > 0) & d.isfinite()).all()):
+        raise OptionError(
+            f"values={y.tolist()} and slopes={d.tolist()} make no time change. Give values that rise "
+            "from 0 to 1, and as many positive slopes."
+        )
+    x = torch.linspace(0, 1, len(y), dtype=torch.float64, device="cpu")
+    tau = _Spline(rational.cells(x, y, d))
+    return _warp("spline", tau, tau.back, values=y.tolist(), slopes=d.tolist())
+
+
 _FAMILIES: Mapping[str, Callable[..., Warp]] = {
     "shift": shift,
     "power": power,
@@ -145,6 +193,7 @@ _FAMILIES: Mapping[str, Callable[..., Warp]] = {
     "exponential": exponential,
     "sine": sine,
     "smoothstep": smoothstep,
+    "spline": spline,
 }
 
 

@@ -11,7 +11,7 @@ from ..errors import InterpError, OptionError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import SDE, PathSDE, Steps
 from . import grids, rust_backend, torch_backend
-from .plan import Engine, Plan, Request, pose
+from .plan import Engine, Plan, Request, native, pose
 from .problem import NoiseKey, Observer, Problem
 
 
@@ -31,6 +31,7 @@ def euler_maruyama(
         )
     field = term.drift_field(request.cond)
     problem = pose(x, x, request.saves, field, term.exact_time, request.backend)
+    problem.native = native(term, x, request)
     steps = (
         term.steps(grid)
         if isinstance(term, PathSDE)

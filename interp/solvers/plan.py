@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..arguments import host, real, spread, whole
 from ..errors import OptionError, SolveError
-from ..terms import Cond, Coordinates
+from ..native import NativeField, NativeModel
+from ..terms import Cond, Coordinates, Term
+from ..terms.model import needs_exact_time
 from . import control
 from .problem import Adaptive, NoiseKey, Problem, Report
 
@@ -120,6 +122,17 @@ def pose(
         xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
         time=torch.float64 if exact_time else x.dtype,
     )
+
+
+def native(term: Term, x: Tensor, request: Request) -> NativeField | None:
+    """The term's field without Python, where its model has one and the backend can use it."""
+    if request.backend != "rust":
+        return None
+    form = term.affine()
+    if form is None or not isinstance(form.model, NativeModel):
+        return None
+    time = torch.float64 if needs_exact_time(form.model) else x.dtype
+    return form.model.native(x, time, request.cond, form.reads)
 
 
 def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:

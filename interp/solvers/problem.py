@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from ..native import NativeField
 from ..terms import Field
 
 Observer = Callable[[float, Tensor, int], object]
@@ -28,6 +29,7 @@ class Problem:
         time: the dtype in which the field is told the time.
         times: from readings of the run's clock to the times that the field is told; None where they
             are one.
+        native: the field without Python, for the engine; None where there is none.
         diffusion: g(t, y) -> tensor like y, or None.
         observer: called with t, y and the number of evaluations after each step.
     """
@@ -39,6 +41,7 @@ class Problem:
     xs: Tensor
     time: torch.dtype
     times: Callable[[list[float]], list[float]] | None = None
+    native: NativeField | None = None
     diffusion: Field | None = None
     observer: Observer | None = None
 

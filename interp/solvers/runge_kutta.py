@@ -9,7 +9,7 @@ from torch import Tensor
 from ..arguments import host, spread
 from ..terms import ODE, PathODE
 from . import rust_backend, torch_backend, torchdiffeq_backend
-from .plan import Engine, Plan, Request, clock, clock_reader, pose
+from .plan import Engine, Plan, Request, clock, clock_reader, native, pose
 from .problem import Observer
 
 _ENGINES: dict[str, Engine] = {
@@ -40,6 +40,7 @@ def runge_kutta(
     marks = [tau[s] for s in saves]
     slope = term.slope(request.cond)
     problem = pose(x, y, marks, slope, term.exact_time, request.backend)
+    problem.native = native(term, x, request)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
         problem.times = clock_reader(at)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import real
 from ..errors import FieldError, UnknownName
-from .model import Cond, Field, Model, bound, check_callable
+from .model import Affine, Cond, Field, Model, bound, check_callable
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class ODE:
         return bound(self.field, cond)
 
     slope = bind
+
+    def affine(self) -> Affine:
+        """The field itself."""
+        return Affine(self.field)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class SDE:
 
     def check(self, t0: float, t1: float) -> None:
         """Any finite interval will do."""
+
+    def affine(self) -> Affine:
+        """The drift itself."""
+        return Affine(self.drift)
 
     def drift_field(self, cond: Cond) -> Field:
         """The drift, with ``cond`` as keyword arguments."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,31 @@ TIMES = ("t", "noise", "sigma", "log_snr")
 
 #: Sigma or alpha below this at an end is taken for the zero that it is meant to be.
 NEGLIGIBLE = 1e-12
+
+
+#: (t, c, a, b) at each reading of a run's clock.
+Readings = list[tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A slope that is one call of a model between numbers: a model(t, c y) + b y.
+
+    What needs no Python in between can run without it.
+
+    Attributes:
+        model: the model.
+        reads: from readings of the run's clock to (t, c, a, b); None where the slope is the model's.
+    """
+
+    model: Model
+    reads: Callable[[list[float]], Readings] | None = None
+
+
+def readings(t: Tensor, c: Tensor | float, a: Tensor | float, b: Tensor | float) -> Readings:
+    """Rows of (t, c, a, b), any of the last three of which may be the same for all."""
+    columns = [torch.broadcast_to(torch.as_tensor(v, dtype=t.dtype), t.shape) for v in (c, a, b)]
+    return list(zip(*(v.tolist() for v in (t, *columns)), strict=True))
 
 
 def bound(function: Model, cond: Cond) -> Field:

@@ -11,7 +11,20 @@ from ..arguments import host, spread
 from ..errors import TimeError
 from ..inverse import bisected
 from .coordinates import AngleClock, Coordinates, DataClock, LineClock, NoiseClock
-from .model import NEGLIGIBLE, Cond, Field, Model, PathTerm, bound, check_start, needs_exact_time
+from .model import (
+    NEGLIGIBLE,
+    Affine,
+    Cond,
+    Field,
+    Model,
+    PathTerm,
+    Readings,
+    bound,
+    check_start,
+    needs_exact_time,
+    readings,
+    told,
+)
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
@@ -110,15 +123,38 @@ class PathODE(PathTerm):
 
         def field(t: Tensor, y: Tensor) -> Tensor:
             x = spread(at.scale(t), y) * y
-            value = self.call(t, x, cond)
-            if self.view in ("noise", "data", "flow_prediction"):
-                return value
-            if self.view == "v_prediction":
-                return spread(1 / at.scale(t), value) * value
-            _, q = views.weights(self.path.coefficients(t), self.view, "noise")
-            return spread(q, value) * value
+            value, factor = self.call(t, x, cond), self._factor(at, t)
+            return value if factor is None else spread(factor, value) * value
 
         return field
+
+    def _factor(self, at: Coordinates, t: Tensor) -> Tensor | None:
+        """What the model is multiplied by to give dy/dtau; None for 1."""
+        if self.view in ("noise", "data", "flow_prediction"):
+            return None
+        if self.view == "v_prediction":
+            return 1 / at.scale(t)
+        return views.weights(self.path.coefficients(t), self.view, "noise")[1]
+
+    def affine(self) -> Affine | None:
+        """The slope as one call of the model between numbers; None where they differ by element."""
+        at = self.coordinates
+        if self.path.element:
+            return None
+        if at is None and self.view == "velocity" and self.time == "t":
+            return Affine(self.model)
+
+        def reads(taus: list[float]) -> Readings:
+            if at is None:
+                t = host(taus)
+                p, q = views.weights(self.path.coefficients(t), self.view, "velocity")
+                return readings(told(self.path, self.time, t), 1.0, q, 0.0 if p is None else p)
+            t = at.time(host(taus))
+            factor = self._factor(at, t)
+            stamp = told(self.path, self.time, t)
+            return readings(stamp, at.scale(t), 1.0 if factor is None else factor, 0.0)
+
+        return Affine(self.model, reads)
 
     def first_order(self, t: Tensor, r: Tensor, x: Tensor, data: Tensor) -> Tensor:
         """x carried from t to r as if the data estimate did not change: exact where it does not.

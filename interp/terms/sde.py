@@ -24,6 +24,7 @@ from ..errors import (
 from ..scalar import Schedule
 from .model import (
     NEGLIGIBLE,
+    Affine,
     Cond,
     Field,
     Model,
@@ -32,6 +33,7 @@ from .model import (
     check_callable,
     check_start,
     needs_exact_time,
+    readings,
     told,
 )
 
@@ -204,6 +206,16 @@ class PathSDE(PathTerm):
             return v + weighted
 
         return drift
+
+    def affine(self) -> Affine | None:
+        """What the steps call as one call of the model; None where it takes more."""
+        if not self.exponential:
+            return None
+        if self.time == "t":
+            return Affine(self.model)
+        return Affine(
+            self.model, lambda times: readings(told(self.path, self.time, host(times)), 1, 1, 0)
+        )
 
     def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Velocity and score of a model that returns both."""

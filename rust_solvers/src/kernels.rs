@@ -239,6 +239,23 @@ pub fn noisy_update<T: Real>(
     })
 }
 
+/// `out = a out + b y`.
+pub fn rescale<T: Real>(out: &mut [T], a: f64, (b, y): Term<T>) {
+    assert!(out.len() == y.len(), "operands differ in length");
+    let (a, b) = (T::from_f64(a), T::from_f64(b));
+    each_chunk(out, |range, out| {
+        rescale_chunk(out, a, b, &y[range]);
+        0
+    });
+}
+
+#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+fn rescale_chunk<T: Real>(out: &mut [T], a: T, b: T, y: &[T]) {
+    for (out, &y) in out.iter_mut().zip(y) {
+        *out = a * *out + b * y;
+    }
+}
+
 /// Fill `out` chunk by chunk; whether some call gave anything but 0.
 fn each_chunk<T: Real>(out: &mut [T], fill: impl Fn(Range<usize>, &mut [T]) -> u32 + Sync) -> bool {
     let bad = AtomicU32::new(0);

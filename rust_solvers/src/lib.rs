@@ -8,6 +8,7 @@ mod border;
 pub mod brownian;
 pub mod controller;
 pub mod kernels;
+pub mod network;
 pub mod philox;
 pub mod real;
 pub mod recurrence;

@@ -14,6 +14,7 @@ pub trait Real:
     const ZERO: Self;
     /// The name torch gives to this type.
     const DTYPE: &'static str;
+    const PRECISION: Precision;
 
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -27,10 +28,11 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($type:ty, $bits:ty, $exponent:expr, $name:expr) => {
+    ($type:ty, $bits:ty, $exponent:expr, $name:expr, $precision:ident) => {
         impl Real for $type {
             const ZERO: Self = 0.0;
             const DTYPE: &'static str = $name;
+            const PRECISION: Precision = Precision::$precision;
 
             #[inline(always)]
             fn from_f64(value: f64) -> Self {
@@ -53,5 +55,12 @@ macro_rules! real {
     };
 }
 
-real!(f32, u32, 0x7f80_0000, "float32");
-real!(f64, u64, 0x7ff0_0000_0000_0000, "float64");
+real!(f32, u32, 0x7f80_0000, "float32", Single);
+real!(f64, u64, 0x7ff0_0000_0000_0000, "float64", Double);
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    Single,
+    Double,
+}

@@ -24,17 +24,26 @@ where
     U: Send,
     F: Fn(usize, &mut [U]) + Sync,
 {
+    share_among(usize::MAX, out, unit, weight, work);
+}
+
+/// The same on at most `limit` threads.
+pub fn share_among<U, F>(limit: usize, out: &mut [U], unit: usize, weight: usize, work: F)
+where
+    U: Send,
+    F: Fn(usize, &mut [U]) + Sync,
+{
     let size = out.len() * weight;
-    if size < SHARED || forked() {
+    if size < SHARED || limit < 2 || forked() {
         return work(0, out);
     }
     if let Some(pool) = pool() {
-        return pool.share(out, unit, size / SHARED, &work);
+        return pool.share(out, unit, limit.min(size / SHARED), &work);
     }
     if size < SHARED_AMONG_SLEEPERS {
         return work(0, out);
     }
-    let length = piece(out.len(), unit, rayon::current_num_threads());
+    let length = piece(out.len(), unit, rayon::current_num_threads().min(limit));
     out.par_chunks_mut(length).enumerate().for_each(|(i, piece)| work(i * length, piece));
 }
 

@@ -1,5 +1,6 @@
 //! The one place where Rust and Python meet.
 
+mod native;
 mod tensor;
 
 use std::collections::VecDeque;
@@ -12,13 +13,15 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::brownian::{Path, Root, Rows};
 use crate::kernels::{MAX_TERMS, Norm, Tolerance};
+use crate::network::Number;
 use crate::philox::{philox, stream_key};
-use crate::real::Real;
+use crate::real::Precision;
 use crate::recurrence::{self, Recurrence};
 use crate::runge_kutta::{Adaptive, Run, Steps};
 use crate::system::{Outcome, System};
 use crate::tableau::Tableau;
-use tensor::{Buffer, Outputs, Pool, Precision, Slope, Torch};
+use native::{Native, NativeField};
+use tensor::{Buffer, Outputs, Pool, Slope, Torch};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
 /// pass ends before another thread could have taken it.
@@ -29,6 +32,8 @@ const RELEASE: usize = 1024;
 struct Problem<'py> {
     /// `field(t, x) -> tensor`.
     field: Bound<'py, PyAny>,
+    /// The same without Python, where it can be had: then `field` is not called.
+    native: Option<NativeField<'py>>,
     /// `diffusion(t, x) -> tensor`, where the noise is multiplied by more than a number.
     diffusion: Option<Bound<'py, PyAny>>,
     /// Elements in a row of the state.
@@ -104,10 +109,13 @@ struct PySystem<'py, T> {
     nfe: u64,
     field_time: Duration,
     pool: Pool<T>,
+    native: Option<Native<'py, T>>,
 }
 
-impl<'py, T: Real> PySystem<'py, T> {
-    fn new((problem, torch, y): Posed<'py>) -> PyResult<(Self, Buffer<T>)> {
+impl<'py, T: Number> PySystem<'py, T> {
+    fn new((mut problem, torch, y): Posed<'py>) -> PyResult<(Self, Buffer<T>)> {
+        let rows = torch.len / problem.row.max(1);
+        let native = problem.native.take().map(|field| Native::new(field, rows)).transpose()?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
         let y = Buffer::of(&torch, &y)?;
@@ -122,6 +130,7 @@ impl<'py, T: Real> PySystem<'py, T> {
             nfe: 0,
             field_time: Duration::ZERO,
             pool: Pool::default(),
+            native,
         };
         Ok((system, y))
     }
@@ -152,7 +161,7 @@ impl<'py, T: Real> PySystem<'py, T> {
     }
 }
 
-impl<'py, T: Real> System<T> for PySystem<'py, T> {
+impl<'py, T: Number> System<T> for PySystem<'py, T> {
     type Buffer = Buffer<T>;
     type Slope = Slope<T>;
     type Error = PyErr;
@@ -162,6 +171,9 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
     }
 
     fn announce(&mut self, times: &[f64]) -> PyResult<()> {
+        if let Some(native) = &mut self.native {
+            return native.announce(times);
+        }
         self.times = match &self.problem.times {
             Some(read) => read.call1((times.to_vec(),))?.extract::<Vec<f64>>()?.into(),
             None => times.to_vec().into(),
@@ -170,6 +182,15 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
     }
 
     fn slope(&mut self, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+        if let Some(native) = &mut self.native {
+            self.py.check_signals()?;
+            let start = Instant::now();
+            self.nfe += 1;
+            let slope =
+                Slope::written(&self.pool, self.torch.len, |out| native.slope(y.as_ref(), out));
+            self.field_time += start.elapsed();
+            return slope;
+        }
         let now = self.times.pop_front().ok_or_else(|| {
             PyValueError::new_err("`times` gave fewer times than it was asked for")
         })?;
@@ -200,6 +221,7 @@ impl<'py, T: Real> System<T> for PySystem<'py, T> {
         };
         let stop = observer.call1((t, &y.tensor, self.nfe))?.is_truthy()?;
         y.reclaim(&self.torch, "the callback")?;
+        self.native.as_mut().map_or(Ok(()), Native::renew)?;
         Ok(stop)
     }
 }
@@ -327,7 +349,7 @@ fn runge_kutta<'py>(
         (None, Some(adaptive)) => Steps::Adaptive(adaptive.checked(&tableau, posed.0.row)?),
         _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
     };
-    fn run<'py, T: Real>(
+    fn run<'py, T: Number>(
         posed: Posed<'py>,
         tableau: &Tableau,
         steps: &Steps,
@@ -370,7 +392,7 @@ fn euler_maruyama<'py>(
     if !within || from >= to || !(to - from).is_finite() || !(1..=48).contains(&noise.depth) {
         return Err(PyValueError::new_err("the grid leaves the span of the Brownian tree"));
     }
-    fn run<'py, T: Real>(
+    fn run<'py, T: Number>(
         posed: Posed<'py>,
         steps: &Recurrence,
         noise: &NoiseNumbers,
@@ -399,6 +421,7 @@ fn philox_words(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     crate::threads::own();
     module.add_class::<tensor::Memory>()?;
+    module.add_class::<native::Network>()?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;
     module.add_function(wrap_pyfunction!(philox_words, module)?)

@@ -20,7 +20,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyTuple};
 
 use crate::kernels::CHUNK;
-use crate::real::Real;
+use crate::network::Lent;
+use crate::real::{Precision, Real};
 use crate::threads::share;
 
 /// The parts of torch that the border uses, looked up once a process.
@@ -55,13 +56,6 @@ impl Library {
     }
 }
 
-/// The element types that the engine integrates.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Precision {
-    Single,
-    Double,
-}
-
 /// What the border needs of torch for tensors of one shape and dtype.
 pub struct Torch<'py> {
     py: Python<'py>,
@@ -88,6 +82,21 @@ pub type Pool<T> = Rc<RefCell<Vec<Vec<T>>>>;
 pub struct Slope<T> {
     values: Vec<T>,
     pool: Pool<T>,
+}
+
+impl<T: Real> Slope<T> {
+    /// `len` numbers that `fill` writes, in memory from the pool.
+    pub fn written(
+        pool: &Pool<T>,
+        len: usize,
+        fill: impl FnOnce(&mut [T]) -> PyResult<()>,
+    ) -> PyResult<Self> {
+        let mut values = pool.borrow_mut().pop().unwrap_or_default();
+        values.resize(len, T::ZERO);
+        let mut slope = Slope { values, pool: Rc::clone(pool) };
+        fill(&mut slope.values)?;
+        Ok(slope)
+    }
 }
 
 impl<T> AsRef<[T]> for Slope<T> {
@@ -312,6 +321,89 @@ impl<'py> Torch<'py> {
             count.extract()?,
             uses.bind(self.py).call1((address,))?.extract()?,
         ]))
+    }
+}
+
+/// A tensor that is read where it lies: a weight, or an input of a network.
+pub struct Borrowed {
+    _tensor: Py<PyAny>,
+    _storage: Py<PyAny>,
+    at: usize,
+    len: usize,
+    precision: Precision,
+}
+
+impl Borrowed {
+    /// A contiguous cpu tensor of this precision and shape.
+    ///
+    /// # Errors
+    /// `FieldError` where it is not one.
+    pub fn of(tensor: &Bound<'_, PyAny>, shape: &[usize], precision: Precision) -> PyResult<Self> {
+        let py = tensor.py();
+        let expected = PyTuple::new(py, shape)?;
+        let library = Library::get(py)?;
+        if !tensor.is_instance(library.tensor.bind(py))? {
+            return Err(PyValueError::new_err("a weight or an input is not a tensor"));
+        }
+        let dtype = match precision {
+            Precision::Single => library.float32.bind(py),
+            Precision::Double => library.float64.bind(py),
+        };
+        let len = shape.iter().product();
+        let torch = Torch::of(dtype, expected.clone(), len, py.None().into_bound(py))?;
+        let found = match precision {
+            Precision::Single => torch.locate::<f32>(tensor, &expected, len)?.map(|at| at as usize),
+            Precision::Double => torch.locate::<f64>(tensor, &expected, len)?.map(|at| at as usize),
+        };
+        let wrong = |what: &str| {
+            torch.raise(format!(
+                "a weight or an input of a native network is a tensor {what}. It has to stay what it \
+                 was when the network was compiled."
+            ))
+        };
+        match found {
+            Ok(at) => Ok(Borrowed {
+                _storage: tensor.call_method0(intern!(py, "untyped_storage"))?.unbind(),
+                _tensor: tensor.clone().unbind(),
+                at,
+                len,
+                precision,
+            }),
+            Err(Obstacle::Wrong(what)) => Err(wrong(&what)),
+            Err(Obstacle::Scattered) => Err(wrong("that is not contiguous")),
+        }
+    }
+
+    /// Its numbers.
+    ///
+    /// # Safety
+    /// Nobody may resize the tensor's storage while they are read. With the interpreter lock held
+    /// nobody can; without it, it is the rule that torch's own operations rely on.
+    pub unsafe fn numbers(&self) -> Lent<'_> {
+        // SAFETY: `of` has shown that `len` elements of this type lie at `at`, aligned, in a storage
+        // that we keep alive; that it has not been resized since is the caller's promise.
+        unsafe {
+            match self.precision {
+                Precision::Single => {
+                    Lent::Single(std::slice::from_raw_parts(self.at as *const f32, self.len))
+                }
+                Precision::Double => {
+                    Lent::Double(std::slice::from_raw_parts(self.at as *const f64, self.len))
+                }
+            }
+        }
+    }
+
+    /// The same to write to.
+    ///
+    /// # Safety
+    /// As for [`Borrowed::numbers`], and nothing else may refer to them.
+    pub unsafe fn numbers_mut<T: Real>(&mut self) -> Option<&mut [T]> {
+        if T::PRECISION != self.precision {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.at as *mut T, self.len) })
     }
 }
 

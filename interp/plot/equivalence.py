@@ -1,0 +1,61 @@
+"""Two paths that were compared: their log-SNR, and the time of the one against that of the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import InterpError
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..equivalence import PathReport
+
+_FAR = 20.0  # beyond, all is pure noise or clean data
+
+
+def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
+    """Log-SNR (the share of the data, without Gaussian bases) of both, and the time map.
+
+    Example:
+        report = interp.equivalence.compare(schedules.linear(), schedules.variance_preserving())
+        plot.equivalence(report, to="compared.png")
+
+    Args:
+        report: of `interp.equivalence.compare`.
+        to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
+    """
+    pair = [getattr(one, "path", one) for one in (report.a, report.b)]
+    names = [getattr(one, "name", "") or repr(one) for one in (report.a, report.b)]
+    names = [name if len(name) <= 48 else name[:47] + "…" for name in names]
+    figure, (left, right) = style.figure(1, 2, (8.4, 3.8))
+    t = torch.linspace(0, 1, 801, dtype=torch.float64)
+    handles = []
+    for i, path in enumerate(pair):
+        if path.gaussian_base:
+            y = path.log_snr(t).clamp(-_FAR, _FAR)
+        else:
+            k = path.coefficients(t)
+            y = torch.atan2(k.beta, k.sigma)
+        (line,) = left.plot(t, y, linewidth=1.8, **style.line_style(i))
+        handles.append(line)
+    gaussian = all(path.gaussian_base for path in pair)
+    style.name_axes(left, title="log-SNR" if gaussian else "angle of data to the rest, radians")
+    style.time_axis(left, ends=not pair[0].reversed)
+    inside = []
+    for s in t.tolist():
+        try:
+            inside.append((s, report.time_map(s).item()))
+        except InterpError:
+            continue
+    if inside:
+        right.plot(*zip(*inside, strict=True), color=style.INK, linewidth=1.8)
+    verdict = "one" if report.equivalent else f"not one: {report.max_error:.2g} rad apart"
+    style.name_axes(right, x="time of the first", y="time of the second", title=verdict)
+    right.set_xlim(-0.01, 1.01)
+    right.set_ylim(-0.01, 1.01)
+    style.header(figure, handles, names)
+    return style.finish(figure, to)

@@ -1,0 +1,335 @@
+//! Fields that need no Python: networks as programs, and kernels of a user's own.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::kernels::combine;
+use crate::network::{Kernel, Lent, Loan, Named, Number, Place, Program, Run, Step, Value, View};
+use crate::real::Precision;
+
+use super::tensor::Borrowed;
+
+/// (value, offset, shape, strides)
+type ViewNumbers = (usize, usize, Vec<usize>, Vec<usize>);
+/// (name, result, operands, whole numbers, numbers)
+type StepNumbers = (String, ViewNumbers, Vec<ViewNumbers>, Vec<usize>, Vec<f64>);
+/// (place, whether in double precision, shape)
+type ValueNumbers = (String, bool, Vec<usize>);
+
+fn view((value, offset, shape, strides): ViewNumbers) -> View {
+    View { value, offset, shape, strides }
+}
+
+/// A network as a program: see `interp.native`.
+#[pyclass(frozen)]
+pub struct Network {
+    program: Program,
+    weights: Vec<(Vec<usize>, Precision)>,
+    inputs: Vec<(Vec<usize>, Precision, bool)>,
+    /// Memory of the last call, for the next one; a call beside another one makes its own.
+    spare: Mutex<Vec<Run>>,
+}
+
+#[pymethods]
+impl Network {
+    /// Put a program together. Nothing of it is trusted: what does not fit is a `ValueError`.
+    #[new]
+    fn new(
+        values: Vec<ValueNumbers>,
+        steps: Vec<StepNumbers>,
+        result: ViewNumbers,
+    ) -> PyResult<Self> {
+        let (mut weights, mut inputs, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, double, shape) in values {
+            let precision = if double { Precision::Double } else { Precision::Single };
+            let len = shape.iter().try_fold(1usize, |n, &m| n.checked_mul(m));
+            let Some(len) = len.filter(|&n| n > 0 && n < 1 << 40) else {
+                return Err(PyValueError::new_err("a value without elements, or of too many"));
+            };
+            let place = match place.as_str() {
+                "rows" => Place::Rows,
+                "once" => Place::Once,
+                "weight" => Place::Weight,
+                "input" => Place::Input { each: false },
+                "input of each" => Place::Input { each: true },
+                other => return Err(PyValueError::new_err(format!("a value of {other:?}"))),
+            };
+            match place {
+                Place::Weight => weights.push((shape, precision)),
+                Place::Input { each } => inputs.push((shape, precision, each)),
+                _ => {}
+            }
+            known.push(Value { place, precision, len });
+        }
+        let wrong = |what: String| PyValueError::new_err(what);
+        let mut made = Vec::new();
+        for (name, out, operands, whole, numbers) in steps {
+            let (out, operands) = (view(out), operands.into_iter().map(view).collect::<Vec<_>>());
+            let sound = |v: &View| v.shape.len() == v.strides.len() && !v.shape.contains(&0);
+            if !operands.iter().chain([&out]).all(sound) {
+                return Err(wrong(format!("{name} with a shape and strides that do not match")));
+            }
+            let named = Named { name: &name, whole: &whole, numbers: &numbers };
+            let kernel = Kernel::new(&named, &operands, &out).map_err(wrong)?;
+            made.push(Step { kernel, operands, out });
+        }
+        let program = Program::new(known, made, view(result)).map_err(wrong)?;
+        Ok(Network { program, weights, inputs, spare: Mutex::new(Vec::new()) })
+    }
+
+    /// Write the field at `inputs` (t, x, conditions) into `out`, rows one after the other.
+    #[pyo3(signature = (out, weights, inputs, threads=None))]
+    fn call(
+        &self,
+        out: &Bound<'_, PyAny>,
+        weights: Vec<Bound<'_, PyAny>>,
+        inputs: Vec<Bound<'_, PyAny>>,
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        match self.program.precision() {
+            Precision::Single => self.write::<f32>(out, &weights, &inputs, threads),
+            Precision::Double => self.write::<f64>(out, &weights, &inputs, threads),
+        }
+    }
+
+    /// What a row costs, in elements of a pass that only multiplies.
+    #[getter]
+    fn work(&self) -> usize {
+        self.program.work()
+    }
+}
+
+impl Network {
+    fn write<T: Number>(
+        &self,
+        out: &Bound<'_, PyAny>,
+        weights: &[Bound<'_, PyAny>],
+        inputs: &[Bound<'_, PyAny>],
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        let py = out.py();
+        let shape: Vec<usize> = out.getattr("shape")?.extract()?;
+        let rows = shape.first().copied().unwrap_or(1);
+        if shape.iter().skip(1).product::<usize>() != self.program.len() {
+            return Err(PyValueError::new_err("the result's rows have another length"));
+        }
+        let mut out = Borrowed::of(out, &shape, T::PRECISION)?;
+        let weights = self.borrow(weights)?;
+        if inputs.len() != self.inputs.len() {
+            return Err(PyValueError::new_err("another number of inputs than was compiled"));
+        }
+        let inputs = inputs.iter().zip(&self.inputs).map(|(tensor, (shape, precision, each))| {
+            let mut shape = shape.clone();
+            if *each {
+                shape.insert(0, rows);
+            }
+            Borrowed::of(tensor, &shape, *precision)
+        });
+        let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
+        // SAFETY: the tensors were just looked at. Until this function returns no Python of this
+        // thread runs but signal handlers; other threads keep to torch's own rule. `out` was made by
+        // the caller for this call.
+        let (weights, inputs, out) =
+            unsafe { (lent(&weights), lent(&inputs), out.numbers_mut::<T>().unwrap_or_default()) };
+        let mut run = self.run();
+        run.prepare(&self.program, &weights, rows);
+        let done = self.evaluate(py, &mut run, &weights, &inputs, out, threads);
+        self.keep(run);
+        done
+    }
+
+    /// The tensors that hold the weights now, in the order of the program.
+    fn borrow(&self, tensors: &[Bound<'_, PyAny>]) -> PyResult<Vec<Borrowed>> {
+        if tensors.len() != self.weights.len() {
+            return Err(PyValueError::new_err("another number of weights than was compiled"));
+        }
+        let pairs = tensors.iter().zip(&self.weights);
+        pairs.map(|(tensor, (shape, precision))| Borrowed::of(tensor, shape, *precision)).collect()
+    }
+
+    fn run(&self) -> Run {
+        self.spare.lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default()
+    }
+
+    fn keep(&self, run: Run) {
+        if let Ok(mut spare) = self.spare.lock()
+            && spare.is_empty()
+        {
+            spare.push(run);
+        }
+    }
+
+    /// Evaluate the rows, some at a time where they are many: signals are answered in between.
+    fn evaluate<T: Number>(
+        &self,
+        py: Python<'_>,
+        run: &mut Run,
+        weights: &[Lent],
+        inputs: &[Lent],
+        out: &mut [T],
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        /// Work below which taking the interpreter lock again would cost more than letting it go.
+        const RELEASE: usize = 1 << 15;
+        /// Work that takes about a twentieth of a second.
+        const ANSWER: usize = 1 << 26;
+        let program = &self.program;
+        let width = program.len();
+        let at_once = (ANSWER / program.work()).max(1) * width;
+        for (i, out) in out.chunks_mut(at_once).enumerate() {
+            if i > 0 {
+                py.check_signals()?;
+            }
+            let first = i * at_once / width;
+            let inputs: Vec<Lent> = inputs
+                .iter()
+                .zip(program.inputs())
+                .map(|(lent, value)| match value.place {
+                    Place::Input { each: true } => lent.from(first * value.len),
+                    _ => *lent,
+                })
+                .collect();
+            let work = out.len() / width * program.work();
+            let loan = Loan { weights, inputs: &inputs };
+            let mut call = || run.call(program, loan, out, threads.unwrap_or(usize::MAX));
+            let done = if work < RELEASE { call() } else { py.detach(call) };
+            done.map_err(|what| PyValueError::new_err(format!("{what}. Give indices inside it.")))?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of tensors.
+///
+/// # Safety
+/// As for [`Borrowed::numbers`].
+unsafe fn lent(tensors: &[Borrowed]) -> Vec<Lent<'_>> {
+    // SAFETY: the caller's.
+    tensors.iter().map(|tensor| unsafe { tensor.numbers() }).collect()
+}
+
+/// What a run needs of a native field.
+#[derive(FromPyObject)]
+pub struct NativeField<'py> {
+    network: Bound<'py, Network>,
+    weights: Vec<Bound<'py, PyAny>>,
+    /// What follows t and x.
+    conditions: Vec<Bound<'py, PyAny>>,
+    threads: Option<usize>,
+    /// `reads([tau, ...]) -> [(t, c, a, b), ...]`: at a reading of the run's clock the slope is
+    /// `a field(t, c y) + b y`. None where it is field(tau, y).
+    reads: Option<Bound<'py, PyAny>>,
+}
+
+/// What a native field is asked at one time.
+#[derive(Clone, Copy)]
+struct Reading {
+    t: f64,
+    inner: f64,
+    outer: f64,
+    own: f64,
+}
+
+impl Reading {
+    fn plain(t: f64) -> Self {
+        Reading { t, inner: 1.0, outer: 1.0, own: 0.0 }
+    }
+}
+
+/// A native field in a run: its weights looked up, its memory at hand.
+pub struct Native<'py, T> {
+    field: NativeField<'py>,
+    weights: Vec<Borrowed>,
+    conditions: Vec<Borrowed>,
+    run: Run,
+    scaled: Vec<T>,
+    readings: VecDeque<Reading>,
+}
+
+impl<'py, T: Number> Native<'py, T> {
+    pub fn new(field: NativeField<'py>, rows: usize) -> PyResult<Self> {
+        let network = field.network.get();
+        let weights = network.borrow(&field.weights)?;
+        let [(.., false), (_, precision, true), others @ ..] = &network.inputs[..] else {
+            return Err(PyValueError::new_err("not a network of one t and of x"));
+        };
+        if (*precision, network.program.precision()) != (T::PRECISION, T::PRECISION) {
+            return Err(PyValueError::new_err("the network is of another precision"));
+        }
+        if network.program.inputs().nth(1).is_none_or(|x| x.len != network.program.len()) {
+            return Err(PyValueError::new_err("the network's result is not like x"));
+        }
+        if field.conditions.len() != others.len() {
+            return Err(PyValueError::new_err("another number of conditions than was compiled"));
+        }
+        let conditions = field.conditions.iter().zip(others).map(|(tensor, condition)| {
+            let (shape, precision, each) = condition;
+            let rows = each.then_some(rows);
+            let shape: Vec<usize> = rows.iter().chain(shape).copied().collect();
+            Borrowed::of(tensor, &shape, *precision)
+        });
+        let conditions = conditions.collect::<PyResult<Vec<_>>>()?;
+        let mut run = network.run();
+        // SAFETY: just looked up, with the interpreter lock held.
+        run.prepare(&network.program, &unsafe { lent(&weights) }, rows);
+        let readings = VecDeque::new();
+        Ok(Native { field, weights, conditions, run, scaled: Vec::new(), readings })
+    }
+
+    /// The readings of the run's clock at which the next slopes will be asked for.
+    pub fn announce(&mut self, times: &[f64]) -> PyResult<()> {
+        let Some(reads) = &self.field.reads else {
+            self.readings = times.iter().map(|&t| Reading::plain(t)).collect();
+            return Ok(());
+        };
+        let read: Vec<(f64, f64, f64, f64)> = reads.call1((times.to_vec(),))?.extract()?;
+        let reading = |(t, inner, outer, own)| Reading { t, inner, outer, own };
+        self.readings = read.into_iter().map(reading).collect();
+        self.renew()
+    }
+
+    /// Look the weights up anew: Python has run since.
+    pub fn renew(&mut self) -> PyResult<()> {
+        self.weights = self.field.network.get().borrow(&self.field.weights)?;
+        Ok(())
+    }
+
+    /// The slope at `y` and the next announced time.
+    pub fn slope(&mut self, y: &[T], out: &mut [T]) -> PyResult<()> {
+        let now = self.readings.pop_front().ok_or_else(|| {
+            PyValueError::new_err("`reads` gave fewer times than it was asked for")
+        })?;
+        let py = self.field.network.py();
+        let network = self.field.network.get();
+        let x = if now.inner == 1.0 {
+            y
+        } else {
+            self.scaled.resize(y.len(), T::ZERO);
+            combine(&mut self.scaled, &[(now.inner, y)]);
+            &self.scaled
+        };
+        let (single, double) = ([now.t as f32], [now.t]);
+        let t = match network.inputs[0].1 {
+            Precision::Single => Lent::Single(&single),
+            Precision::Double => Lent::Double(&double),
+        };
+        // SAFETY: looked up when the run began and after every call of Python since; conditions are
+        // tensors that the caller made for this run.
+        let (weights, others) = unsafe { (lent(&self.weights), lent(&self.conditions)) };
+        let inputs: Vec<Lent> = [t, T::lend(x)].into_iter().chain(others).collect();
+        network.evaluate(py, &mut self.run, &weights, &inputs, out, self.field.threads)?;
+        if (now.outer, now.own) != (1.0, 0.0) {
+            crate::kernels::rescale(out, now.outer, (now.own, y));
+        }
+        Ok(())
+    }
+}
+
+impl<T> Drop for Native<'_, T> {
+    fn drop(&mut self) {
+        self.field.network.get().keep(std::mem::take(&mut self.run));
+    }
+}

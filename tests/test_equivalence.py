@@ -1,0 +1,238 @@
+"""compare says yes where a paper's own formula does, and no to what is merely close."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adapters
+import interp
+from adapters.protocol import Family
+from interp import schedules, testing
+from interp.equivalence import compare
+from interp.errors import OptionError, OutOfRange, ScheduleError
+
+T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
+
+
+def sigma_of_vp(u):
+    """Sigma / beta of the VP SDE (Song et al., 2011.13456, eq. 33): sqrt(exp(9.95 u^2 + .1 u) - 1)."""
+    return (torch.expm1(9.95 * u**2 + 0.1 * u)).sqrt()
+
+
+# Each yes: two paths, and b's time and scale for a's t written out from the papers.
+SAME = {
+    # sigma/beta: (1 - t)/t = tan(pi (1 - s) / 2); scale sqrt(beta^2 + sigma^2) = 1 on the angle's side.
+    "linear and trigonometric": (
+        schedules.linear(),
+        schedules.trigonometric(),
+        lambda t: 1 - 2 / math.pi * torch.atan((1 - t) / t),
+        lambda t: 1 / (t**2 + (1 - t) ** 2).sqrt(),
+    ),
+    # EDM's sigma falls as a power, VE's as an exponential; x is the same (Karras et al., table 1).
+    "edm and variance exploding": (
+        schedules.edm(0.01, 50.0, 7.0),
+        schedules.variance_exploding(0.01, 50.0),
+        lambda t: (
+            1
+            - torch.log((50 ** (1 / 7) + t * (0.01 ** (1 / 7) - 50 ** (1 / 7))) ** 7 / 0.01)
+            / math.log(5000)
+        ),
+        lambda t: torch.ones_like(t),
+    ),
+    # A bridge is one at any speed, and in any units.
+    "a bridge and itself warped and rescaled": (
+        schedules.brownian_bridge(0.7),
+        schedules.brownian_bridge(0.7).warp(lambda t: t * t).rescale(lambda t: 1 + t),
+        lambda t: t.sqrt(),
+        lambda t: 1 + t.sqrt(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_yes_with_the_maps_of_the_papers(name):
+    a, b, time, scale = SAME[name]
+    report = compare(a, b)
+    assert report.equivalent, report
+    assert report.max_error < 1e-7
+    # Matched to the square root of rounding where the curve is parametrised by an angle.
+    torch.testing.assert_close(report.time_map(T), time(T), rtol=0, atol=1e-7)
+    torch.testing.assert_close(report.scale_map(T), scale(T), rtol=1e-7, atol=0)
+
+
+TWINS = {
+    "another sigma_max": (
+        schedules.edm(0.01, 50.0),
+        schedules.variance_exploding(0.01, 50.1),
+    ),
+    "another bridge": (schedules.brownian_bridge(0.7), schedules.brownian_bridge(0.7001)),
+    "a beta that is off by a part in 10^4": (
+        schedules.linear(),
+        interp.Interpolant(lambda t: 1 - t, lambda t: t + 1e-4),
+    ),
+    "the table and its limit": (
+        schedules.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),
+        schedules.variance_preserving(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_no_to_the_perturbed_twin(name):
+    report = compare(*TWINS[name])
+    assert not report.equivalent, report
+    assert 1e-6 < report.max_error < 1e-2
+    assert compare(*TWINS[name], tol=2 * report.max_error).equivalent
+
+
+def test_vp_begins_short_of_noise():
+    """VP(.1, 20): beta / sigma starts at 6.572e-3, an angle of that."""
+    vp = schedules.variance_preserving()
+    report = compare(schedules.linear(), vp)
+    assert not report.equivalent
+    assert report.max_error == pytest.approx(math.atan(1 / sigma_of_vp(torch.ones(())).item()))
+    assert report.log_snr_gap == math.inf
+    # The range that both have is matched: sigma/beta = (1 - t)/t.
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    u = 1 - report.time_map(t)
+    torch.testing.assert_close(sigma_of_vp(u), (1 - t) / t, rtol=1e-9, atol=0)
+    with pytest.raises(OutOfRange):
+        report.time_map(1e-4)
+
+
+def test_the_gap_of_samples_is_that_of_the_closed_form():
+    """From N(0, smax^2) instead of data + noise: mean off by s m / sqrt(s^2 + smax^2)."""
+    report = compare(schedules.linear(), schedules.edm(0.0, 80.0))
+    mean = 0.5 * 0.5 / math.hypot(0.5, 80)
+    std = 0.5 * (1 - 80 / math.hypot(0.5, 80))
+    assert report.sampling_error == pytest.approx(math.hypot(mean, std), rel=1e-9)
+
+
+def test_a_gaussian_base_is_another_thing():
+    report = compare(schedules.linear(), schedules.brownian_bridge(1.0))
+    assert not report.equivalent
+    assert report.max_error == math.pi / 2
+    with pytest.raises(ScheduleError, match="no map"):
+        report.time_map(0.5)
+
+
+def test_direction_counts_and_reversed_pairs_match():
+    a, b = schedules.linear(), schedules.trigonometric()
+    assert not compare(a, a.reverse()).equivalent
+    report = compare(a.reverse(), b.reverse())
+    assert report.equivalent
+    forward = compare(a, b)
+    torch.testing.assert_close(report.time_map(T), 1 - forward.time_map(1 - T))
+    torch.testing.assert_close(report.scale_map(T), forward.scale_map(1 - T))
+
+
+@settings(deadline=None, max_examples=40)
+@given(path=testing.schedules(), p=st.floats(0.4, 2.5), c=st.floats(-0.9, 3.0))
+def test_a_path_is_one_with_itself_at_another_speed_and_scale(path, p, c):
+    other = path.warp(lambda t: t**p).rescale(lambda t: 1 + c * t)
+    report = compare(path, other)
+    assert report.equivalent, report
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    # log-SNR is matched to rounding; where it hardly moves the time is known by that much less.
+    lam, back = path.log_snr(t), other.log_snr(report.time_map(t))
+    torch.testing.assert_close(back, lam, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(path=testing.schedules(), gap=st.floats(1e-4, 1e-2))
+def test_a_path_is_not_one_with_what_begins_later(path, gap):
+    """The same curve, its beginning cut off: an angle of what is cut."""
+    later = path.warp(lambda t: gap + (1 - gap) * t)
+    a, b = (torch.atan2(k.beta, k.sigma) for k in (path.coefficients(s) for s in (0.0, gap)))
+    report = compare(path, later)
+    assert report.max_error == pytest.approx(float(b - a), rel=1e-6, abs=1e-12)
+    assert report.equivalent == (float(b - a) <= 1e-6)
+
+
+# Families
+
+
+def test_families_that_are_one_and_their_losses():
+    report = compare(*(adapters.create(n, (2,)) for n in ("flow_matching", "rectified_flow")))
+    assert report.equivalent
+    assert report.loss_ratio == pytest.approx(1, abs=1e-9)
+    assert report.flow_error < 1e-8
+
+
+def test_flow_matching_is_a_diffusion_at_another_speed_with_another_weight():
+    """The flows agree where both have the noise level; the losses do not.
+
+    FM weighs |n - n*|^2 at log-SNR lam by w = 1 / t^2 . t (1 - t) / 2, VP (its u uniform) by
+    1 / lam'(u).
+    """
+    a, b = (adapters.create(n, (2,)) for n in ("vp_sde", "flow_matching"))
+    report = compare(a, b)
+    assert not report.equivalent
+    # dopri5 at 1e-10 on flows over 16 nats of log-SNR.
+    assert report.flow_error < 1e-7
+    assert report.step_error < 1e-12
+    t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    s, u = report.time_map(t), 1 - t
+    rate = (19.9 * u + 0.1) / -torch.expm1(-(9.95 * u**2 + 0.1 * u))  # lam' = B / sigma^2
+    ratio = (1 / rate) / (s**-2 * s * (1 - s) / 2)
+    from interp.equivalence.families import _by_log_snr
+
+    found = _by_log_snr(a, t) / _by_log_snr(b, s)
+    torch.testing.assert_close(found, ratio, rtol=1e-9, atol=0)
+    assert report.loss_ratio > 2
+
+
+def test_a_weight_makes_two_losses_one():
+    """The likelihood weight is one loss whatever the path (Kingma et al., 2107.00630)."""
+    a, b = (
+        adapters.create(n, (2,), weight="likelihood", width=8) for n in ("vp_sde", "flow_matching")
+    )
+    assert compare(a, b).loss_ratio == pytest.approx(1, rel=1e-9)
+
+
+def test_what_is_no_interpolant_is_said_to_be_none():
+    class Nothing(Family):
+        name = "nothing"
+
+    report = compare(adapters.create("flow_matching", (2,)), Nothing((2,)))
+    assert not report.equivalent
+    assert "nothing is no interpolant" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (schedules.linear(), 3, "neither a path nor a family"),
+        (schedules.linear(), adapters.create("flow_matching", (2,)), "family.path"),
+    ],
+)
+def test_what_cannot_be_compared(a, b, said):
+    with pytest.raises(OptionError, match=said):
+        compare(a, b)
+
+
+def test_a_tolerance_is_an_angle():
+    with pytest.raises(OptionError, match="radians"):
+        compare(schedules.linear(), schedules.linear(), tol=0.0)
+
+
+def test_the_command_line_compares(capsys, tmp_path):
+    from interp.cli import main
+
+    assert (
+        main(
+            ["compare", "edm:sigma_max=20", "variance_exploding", "--out", str(tmp_path / "c.png")]
+        )
+        == 0
+    )
+    assert "equivalent" in capsys.readouterr().out
+    assert (tmp_path / "c.png").stat().st_size > 5000
+    assert main(["compare", "vp_sde", "edm"]) == 0
+    assert "weights of the losses" in capsys.readouterr().out
+    assert main(["compare", "vpsde", "edm"]) == 2
+    assert "vp_sde" in capsys.readouterr().err
