@@ -1,7 +1,10 @@
 """The integration engine of interp: what crosses the border, and in which types."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from interp.noise import BrownianPath
 from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
 from interp.solvers.tableaus import Numbers
 
@@ -25,6 +28,14 @@ def euler_maruyama(
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox 4x32-10: four words from a counter of four and a key of two."""
+
+def normals(out: Tensor, row: int, first_row: int, key: list[int], node: int) -> None:
+    """Fill a float32 tensor of rows of length ``row`` with the normals of a node."""
+
+def brownian(
+    w: Tensor, integral: Tensor, times: Sequence[float], row: int, noise: BrownianPath
+) -> None:
+    """Fill W and (unless it is empty) its integral at each time, float64."""
 
 class Network:
     """A network as a program of the engine."""

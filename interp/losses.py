@@ -36,6 +36,7 @@ from .arguments import (
 )
 from .coefficients import Coefficients
 from .errors import FieldError, OptionError, UndeterminedView
+from .noise import normal_like
 from .terms.model import call, check_own_view, check_time_name
 from .weights import Learned, Weight
 
@@ -139,7 +140,7 @@ class Regression(nn.Module):
         check_own_view(model, self.view)
         drawn = x0 is None and self.coupling is None
         x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
-        z = None if self.path.gamma is None else _normal(x1, generator)
+        z = None if self.path.gamma is None else normal_like(x1, generator)
         t = self.times.draw(len(x1), generator=generator, device=x1.device)
         found, target = self._predict(model, t, x0, x1, z, cond, x0 if drawn else None)
         if self._plain:
@@ -265,7 +266,7 @@ class Regression(nn.Module):
                 "the base points too: loss(model, x1, x0)."
             )
         if x0 is None:
-            x0 = _normal(x1, generator)
+            x0 = normal_like(x1, generator)
         else:
             require_same(x1=x1, x0=x0)
         if self.coupling is None or paired:
@@ -280,10 +281,6 @@ class Regression(nn.Module):
             return x0, x1, cond
         x0, x1, label = self.coupling(x0, x1, labels=cond["label"], generator=generator)
         return x0, x1, {"label": label}
-
-
-def _normal(like: Tensor, generator: Generator | None) -> Tensor:
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def _is_straight(path: Interpolant) -> bool:

@@ -2,8 +2,9 @@
 
 A normal is a pure function of (seed, stream, row, element, node): Philox 4x32-10 (Salmon, Moraes,
 Dror, Shaw, SC 2011) gives words, and the method of Box and Muller turns two words into two normals
-by additions, multiplications and square roots alone, in float64 and in a fixed order. The Rust
-engine repeats the recipe bit for bit (rust_solvers/src/philox.rs, brownian.rs).
+by additions, multiplications and square roots alone, in single precision and in a fixed order. On
+the CPU the Rust engine makes them (rust_solvers/src/philox.rs, brownian.rs); elsewhere the same
+recipe in torch does, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,38 +12,37 @@ from __future__ import annotations
 import math
 import secrets
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from .arguments import whole
-from .errors import OptionError
+import rust_solvers
+
+from .arguments import transforming, whole
+from .errors import OptionError, UnknownName
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 
+Key = tuple[int, int]
+
 #: Streams of one seed that never share a word.
 STREAMS = {"path": 1, "base": 2, "training": 3, "target": 4, "probe": 5}
 
-# Coefficients in x = 2m - 3 of log m on [1, 2): the Chebyshev interpolant of degree 15, error 1e-13.
+# -2 log(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1], cos(pi x / 2) and sin(pi x / 2) / x in x^2 on
+# [0, 1/4]: Chebyshev interpolants, good to the rounding of single precision.
 _LOG = (
-    0.4054651081082313, 0.3333333333333123, -0.055555555564110855, 0.012345679015036914,
-    -0.0030864195741349444, 0.0008230452111984052, -0.00022862510605604547, 6.532149983425055e-05,
-    -1.9046463913066667e-05, 5.643296291244219e-06, -1.7050171776850605e-06, 5.168036613310601e-07,
-    -1.4370114690285575e-07, 4.4127693461875765e-08, -2.240164484348351e-08, 6.992921375422756e-09,
+    -2.0, 0.99999976, -0.6666669, 0.5000316, -0.40001878, 0.3321674, -0.283993, 0.26532063,
+    -0.25613222, 0.14902373,
 )  # fmt: skip
-# Taylor coefficients of cos(pi x / 2) and of sin(pi x / 2) / x in x^2: (pi/2)^k / k! with signs.
-_COS = (
-    1.0, -1.2337005501361697, 0.25366950790104803, -0.02086348076335296, 0.0009192602748394266,
-    -2.5202042373060607e-05, 4.710874778818172e-07, -6.386603083791852e-09,
-)  # fmt: skip
-_SIN = (
-    1.5707963267948966, -0.6459640975062463, 0.07969262624616705, -0.004681754135318688,
-    0.00016044118478735983, -3.598843235212085e-06, 5.692172921967927e-08, -6.688035109811468e-10,
-)  # fmt: skip
+_COS = (1.0, -1.2337005, 0.2536692, -0.02086007, 0.00090362807)
+_SIN = (math.pi / 2, -0.6459635, 0.07968022, -0.004602149)
+_ROOT_HALF, _MANTISSA = 0x3F3504F3, 0x007FFFFF
 
 
 def fresh_seed() -> int:
@@ -68,7 +68,7 @@ def check_first_row(first_row: object, rows: int) -> int:
     return whole("first_row", first_row, 0, 2**32 - max(rows, 1))
 
 
-def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: tuple[Tensor | int, ...], key: Key) -> list[Tensor]:
     """Philox 4x32-10: four words (int64 tensors holding 32 bits) from a counter of four words."""
     c = [torch.as_tensor(word, dtype=torch.int64) for word in counter]
     k0, k1 = key
@@ -85,10 +85,15 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> list[Tens
     return c
 
 
-def stream_key(seed: int, stream: int) -> tuple[int, int]:
+def stream_key(seed: int, stream: int) -> Key:
     """The Philox key of one stream of a seed."""
-    words = philox((stream, 0, 0, 0), (seed & _WORD, seed >> 32))
-    return int(words[0]), int(words[1])
+    return stream_keys(seed, stream)[0]
+
+
+def stream_keys(seed: int, stream: int) -> tuple[Key, Key]:
+    """The two keys of one stream, for what takes two normals a node."""
+    a, b, c, d = rust_solvers.philox([stream, 0, 0, 0], [seed & _WORD, seed >> 32])
+    return (a, b), (c, d)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
@@ -103,31 +108,57 @@ def _sqrt(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
+def _signed(w: Tensor) -> Tensor:
+    """32 bits as a signed number."""
+    return w - (w >> 31 << 32)
+
+
 def _normal_pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
-    """Box and Muller: radius sqrt(-2 log((w0 + 1/2) / 2^32)), angle from w1."""
-    bits = (w0.double() + 0.5).view(torch.int64)
-    exponent = (bits >> 52) - 1023
-    m = (bits & 0x000FFFFFFFFFFFFF | 0x3FF0000000000000).view(torch.float64)
-    log = _polynomial(_LOG, 2.0 * m - 3.0)
-    radius = _sqrt(2.0 * ((32 - exponent).double() * math.log(2.0) - log))
-    x = ((w1 & 0x3FFFFFFF).double() + 0.5) * 2.0**-30 - 0.5
+    """Box and Muller: radius sqrt(-2 log u), u = (w0 + 1/2) / 2^32, and angle from w1, float32."""
+    bits = (w0.float() + 0.5).view(torch.int32).long() - _ROOT_HALF
+    exponent = ((bits >> 23) - 32).float()
+    f = ((bits & _MANTISSA) + _ROOT_HALF).int().view(torch.float32) - 1.0
+    radius = _sqrt(exponent * (-2 * math.log(2.0)) + f * _polynomial(_LOG, f))
+    x = _signed(w1 << 2 & _WORD).float() * 2.0**-32
     square = x * x
-    cos, sin = _polynomial(_COS, square), x * _polynomial(_SIN, square)
-    swap = w1 & 0x40000000 != 0
-    a, b = torch.where(swap, -sin, cos), torch.where(swap, cos, sin)
-    sign = torch.where(w1 & 0x80000000 != 0, -radius, radius)
-    return a * sign, b * sign
+    cos, sin = _polynomial(_COS, square) * radius, x * _polynomial(_SIN, square) * radius
+    quarter, half = w1 & 0x40000000 != 0, w1 & 0x80000000 != 0
+    a, b = torch.where(quarter, sin, cos), torch.where(quarter, cos, sin)
+    return torch.where(quarter ^ half, -a, a), torch.where(half, -b, b)
+
+
+def torch_normals(
+    shape: tuple[int, int], first_row: int, key: Key, nodes: Sequence[int], device: torch.device
+) -> Tensor:
+    """Normals (nodes, *shape), float32, by torch alone: counter (element / 4, row, node low, high)."""
+    rows, row_len = shape
+    block = torch.arange((row_len + 3) // 4, device=device)
+    row = torch.arange(first_row, first_row + rows, device=device)[:, None]
+    halves = [torch.tensor([n >> at & _WORD for n in nodes], device=device) for at in (0, 32)]
+    low, high = (half[:, None, None] for half in halves)
+    shape3 = (len(nodes), rows, len(block))
+    words = philox(tuple(word.expand(shape3) for word in (block, row, low, high)), key)
+    pairs = (*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3]))
+    return torch.stack(pairs, dim=-1).flatten(2)[..., :row_len]
+
+
+def _node_normals(
+    shape: tuple[int, int], first_row: int, key: Key, nodes: Sequence[int], device: torch.device
+) -> Tensor:
+    """The same by the Rust engine where that can be."""
+    if device.type != "cpu":
+        return torch_normals(shape, first_row, key, nodes, device)
+    out = torch.empty((len(nodes), *shape), dtype=torch.float32, device=device)
+    for part, node in zip(out, nodes, strict=True):
+        rust_solvers.normals(part, shape[1], first_row, list(key), node)
+    return out
 
 
 def node_normals(
-    rows: int, row_len: int, first_row: int, key: tuple[int, int], node: int, device: torch.device
+    rows: int, row_len: int, first_row: int, key: Key, node: int, device: torch.device
 ) -> Tensor:
-    """Normals (rows, row_len), float64, of one node: counter (element / 4, row, node low, high)."""
-    blocks = torch.arange((row_len + 3) // 4, device=device)
-    row = torch.arange(first_row, first_row + rows, device=device)[:, None]
-    words = philox((blocks + 0 * row, row + 0 * blocks, node & _WORD, node >> 32), key)
-    pairs = (*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3]))
-    return torch.stack(pairs, dim=-1).flatten(1)[:, :row_len]
+    """Normals (rows, row_len), float64, of one node."""
+    return _node_normals((rows, row_len), first_row, key, [node], device)[0].double()
 
 
 def normal(
@@ -148,15 +179,13 @@ def normal(
         first_row: the number of the first row, so that chunks make up the whole run.
         stream: one of ``STREAMS``; streams of one seed are independent.
         node: a further index, 64 bits, for several draws of one stream.
-        dtype: what the float64 normals are rounded to.
+        dtype: what the float32 normals are turned into.
         device: where to compute them; the numbers are the same everywhere.
 
     Raises:
         OptionError: a seed, stream or first row that does not exist.
     """
     if stream not in STREAMS:
-        from .errors import UnknownName
-
         raise UnknownName.of("noise stream", stream, STREAMS)
     seed = fresh_seed() if seed is None else check_seed(seed)
     rows, row_len = shape[0], math.prod(shape[1:])
@@ -165,23 +194,75 @@ def normal(
     where = torch.device("cpu") if device is None else torch.device(device)
     if where.type == "meta" or rows * row_len == 0:
         return torch.empty(shape, dtype=dtype, device=where)
-    values = node_normals(rows, row_len, first_row, key, node, where)
+    values = _node_normals((rows, row_len), first_row, key, [node], where)
     return values.reshape(shape).to(dtype)
+
+
+def normal_like(x: Tensor, generator: Generator | None = None) -> Tensor:
+    """Normals like x for a training step: the generator gives the seed, and counters the rest.
+
+    So they are as reproducible as the generator (torch's global one where it is None), and made on
+    all cores. Where the seed cannot be read (under a transform of torch.func, by torch.compile) or
+    the device has a generator of its own, torch draws them.
+    """
+    if x.device.type != "cpu" or x.ndim == 0 or transforming():
+        return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
+    return normal(x.shape, seed=seed, stream="training", dtype=x.dtype)
+
+
+class _Node(NamedTuple):
+    """A node on the way to a time: W and its integral at the left end, and W and H over it."""
+
+    number: int
+    left: Tensor
+    integral: Tensor
+    w: Tensor
+    h: Tensor
+
+
+def _middle(node: _Node, width: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor, _Node, _Node]:
+    """W and its integral at the middle of a node, and its two children."""
+    kick, tilt = math.sqrt(width / 16.0) * y, math.sqrt(width / 48.0) * n
+    bend, turn = 1.5 * node.h + kick, 0.25 * node.h - 0.5 * kick
+    w_left, h_left = 0.5 * node.w + bend, turn + tilt
+    w = node.left + w_left
+    integral = node.integral + 0.5 * width * (node.left + 0.5 * w_left + h_left)
+    left = _Node(2 * node.number, node.left, node.integral, w_left, h_left)
+    right = _Node(2 * node.number + 1, w, integral, 0.5 * node.w - bend, turn - tilt)
+    return w, integral, left, right
+
+
+def _inside(node: _Node, width: float, x: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """W and its integral at the fraction x of a leaf."""
+    rest = 1.0 - x
+    s = 1.0 - 3.0 * x * rest
+    arch, p = 6.0 * x * rest, math.sqrt(width * x * rest * s)
+    q = -width * x * x * x * rest / (2.0 * p)
+    r = math.sqrt(width * x * rest * rest * rest / (12.0 * s))
+    w_left = (x * node.w + arch * node.h) + p * y
+    h_left = (x * x * node.h + q * y) + r * n
+    w = node.left + w_left
+    return w, node.integral + x * width * (node.left + 0.5 * w_left + h_left)
 
 
 @dataclass
 class BrownianPath:
-    """One Brownian path W on ``span`` for every step size; keeps the branch of the last time.
+    """One Brownian path on ``span`` for every step size: W and its space-time Levy area H.
 
-    W(a) = 0, W(b) = sqrt(b - a) Z at the root; a node [l, r] of width w splits at its middle,
-    W(m) = (W(l) + W(r)) / 2 + sqrt(w / 4) Z, down to ``depth`` levels; a time inside a leaf takes
-    one bridge normal keyed by the time.
+    Over [s, u] of length w, H = (1 / w) int_s^u (W(r) - W(s)) dr - (W(u) - W(s)) / 2, independent of
+    W(u) - W(s) and N(0, w / 12). The nodes of a dyadic tree give both together; a time inside a leaf
+    takes two normals keyed by the time. Recipe and sources: rust_solvers/src/brownian.rs.
+
+    On the CPU nothing of the path is kept; elsewhere the branch of the last time is.
 
     Args:
         rows, row_len: the batch and the number of elements in a row.
         seed, first_row: what keys the noise.
         span: the root interval (a, b), a < b.
         depth: levels of the tree.
+        device: where the values are made.
+        native: whether the Rust engine makes them, on the CPU.
     """
 
     rows: int
@@ -191,46 +272,100 @@ class BrownianPath:
     span: tuple[float, float] = (0.0, 1.0)
     depth: int = 10
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    native: bool = True
+    stream: int = STREAMS["path"]
 
     def __post_init__(self) -> None:
-        self._key = stream_key(self.seed, STREAMS["path"])
-        self._end: Tensor | None = None
-        self._middles: dict[int, tuple[int, Tensor]] = {}
-
-    def _draw(self, node: int) -> Tensor:
-        args = (self.rows, self.row_len, self.first_row, self._key, node, self.device)
-        return node_normals(*args)
+        self._keys = stream_keys(self.seed, self.stream)
+        self._branch: list[_Node] = []
 
     def at(self, t: float) -> Tensor:
         """W(t), float64, (rows, row_len)."""
-        (a, b), leaves = self.span, float(2**self.depth)
+        return self.values([t], area=False)[0][0]
+
+    def values(self, times: Sequence[float], area: bool = True) -> tuple[Tensor, Tensor]:
+        """W and int_a W dr at each of the ``times``, float64, (times, rows, row_len).
+
+        The integral is empty where no ``area`` is wanted.
+        """
+        shape = (len(times), self.rows, self.row_len)
+        if self.native and self.device.type == "cpu":
+            w = torch.empty(shape, dtype=torch.float64, device=self.device)
+            integral = torch.empty(shape if area else (0,), dtype=torch.float64, device=self.device)
+            rust_solvers.brownian(w, integral, list(times), self.row_len, self)
+            return w, integral
+        pairs = [self._value(t) for t in times]
+        w = torch.stack([w for w, _ in pairs])
+        return w, torch.stack([i for _, i in pairs]) if area else w.new_empty(0)
+
+    def increments(
+        self, steps: Sequence[tuple[float, float]], area: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """W(r) - W(s) and, where the ``area`` is wanted, H over each of the steps (s, r) in order."""
+        size = max(self.rows * self.row_len, 1)
+        ahead = min(max(2**19 // size, 8), 64) if self.device.type == "cpu" else 1
+        last: tuple[float, Tensor, Tensor] | None = None
+        for first in range(0, len(steps), ahead):
+            some = steps[first : first + ahead]
+            times = list(dict.fromkeys(t for step in some for t in step))
+            new = [t for t in times if last is None or t != last[0]]
+            w, integral = self.values(new, area)
+            at = {t: (w[i], integral[i] if area else integral) for i, t in enumerate(new)}
+            if last is not None:
+                at[last[0]] = last[1:]
+            for s, r in some:
+                (w_s, i_s), (w_r, i_r) = at[s], at[r]
+                h = (i_r - i_s) / (r - s) - 0.5 * (w_s + w_r) if area else None
+                yield w_r - w_s, h
+            last = (some[-1][1], *at[some[-1][1]])
+
+    def _draw(self, key: int, nodes: Sequence[int]) -> Tensor:
+        shape = (self.rows, self.row_len)
+        if not nodes:
+            return torch.empty((0, *shape), dtype=torch.float64, device=self.device)
+        args = (shape, self.first_row, self._keys[key], nodes, self.device)
+        return torch_normals(*args).double()
+
+    def _root(self) -> _Node:
+        width = self.span[1] - self.span[0]
+        w, h = (self._draw(key, [0])[0] for key in (0, 1))
+        zero = torch.zeros_like(w)
+        return _Node(1, zero, zero, math.sqrt(width) * w, math.sqrt(width / 12.0) * h)
+
+    def _value(self, t: float) -> tuple[Tensor, Tensor]:
+        """W and its integral at t, by torch, from the branch of the last time."""
+        (a, b), depth = self.span, self.depth
+        leaves = float(2**depth)
         position = (t - a) / (b - a) * leaves
-        left = torch.zeros(self.rows, self.row_len, dtype=torch.float64, device=self.device)
+        if not self._branch:
+            self._branch = [self._root()]
+        root = self._branch[0]
         if position == 0.0:
-            return left
-        if self._end is None:
-            self._end = math.sqrt(b - a) * self._draw(0)
-        right = self._end
+            return root.left, root.integral
         if position == leaves:
-            return right
-        leaf = min(math.floor(position), 2**self.depth - 1)
-        for level in range(self.depth):
-            shift = self.depth - level
-            node = (1 << level) + (leaf >> shift)
-            width = (b - a) / float(1 << level)
-            known, middle = self._middles.get(level, (None, left))
-            if known != node:
-                middle = 0.5 * (left + right) + math.sqrt(width / 4.0) * self._draw(node)
-                self._middles[level] = (node, middle)
-            if position == float((leaf >> shift << shift) + (1 << (shift - 1))):
-                return middle
-            left, right = (left, middle) if not leaf >> (shift - 1) & 1 else (middle, right)
-        width, fraction = (b - a) / leaves, position - float(leaf)
-        scale = math.sqrt(fraction * (1.0 - fraction) * width)
-        # Moved to where no node of the tree is: no finite time has all exponent bits set.
+            return root.w, (b - a) * (0.5 * root.w + root.h)
+        leaf = min(math.floor(position), 2**depth - 1)
+        way = [(1 << level) + (leaf >> (depth - level)) for level in range(depth + 1)]
+        while self._branch[-1].number != way[len(self._branch) - 1]:
+            self._branch.pop()
+        known = len(self._branch) - 1
+        # The level of the node whose middle the time is; none where it is inside a leaf.
+        inner = position == leaf
+        last = depth - 1 - ((leaf & -leaf).bit_length() - 1) if inner else depth
+        # The bits of a time are moved to where no node of the tree is: no finite time has all
+        # exponent bits set.
         (bits,) = struct.unpack("<Q", struct.pack("<d", t + 0.0))
-        bridge = self._draw(bits ^ 0x7FF8000000000000)
-        return left + fraction * (right - left) + scale * bridge
+        nodes = [*way[known:last], way[last] if inner else bits ^ 0x7FF8000000000000]
+        first = min(known, last)
+        nodes = nodes if known <= last else nodes[-1:]
+        ys, ns = self._draw(0, nodes), self._draw(1, nodes)
+        for level, (y, n) in zip(range(first, last), zip(ys, ns, strict=True), strict=False):
+            _, _, left, right = _middle(self._branch[level], (b - a) / float(1 << level), y, n)
+            self._branch.append(right if way[level + 1] & 1 else left)
+        node = self._branch[last]
+        if inner:
+            return _middle(node, (b - a) / float(1 << last), ys[-1], ns[-1])[:2]
+        return _inside(node, (b - a) / leaves, position - float(leaf), ys[-1], ns[-1])
 
 
 def depth_for(times: list[float], span: tuple[float, float], depth: int = 10) -> int:

@@ -15,6 +15,7 @@ from interp import losses, schedules, times
 from interp.errors import FieldError, OptionError, ScheduleError, UndeterminedView, UnknownName
 from interp.exact import Gaussian
 from interp.losses import Learned, Regression, Weight
+from interp.noise import normal_like
 from interp.views import VIEWS
 
 F64 = torch.float64
@@ -309,8 +310,8 @@ def test_a_batch_is_the_mean_of_its_rows_at_the_times_drawn(weight, law, view):
     found = loss(off, x1, generator=torch.Generator().manual_seed(3))
     again = Regression(path, view, weight, law)
     g = torch.Generator().manual_seed(3)
-    x0 = torch.randn(x1.shape, dtype=F64, generator=g)
-    z = torch.randn(x1.shape, dtype=F64, generator=g)
+    x0 = normal_like(x1, g)
+    z = normal_like(x1, g)
     t = again.times.draw(len(x1), generator=g)
     correction = again.times.weight(t)
     rows = again.rows(off, t, x0, x1, z)
@@ -362,7 +363,7 @@ def test_float64_times_reach_only_what_asks_for_them():
         assert (none, label) == ([], ["label"])
         t = times.Uniform()  # the same draw after the base's
         g = torch.Generator().manual_seed(0)
-        torch.randn(x1.shape, generator=g)
+        normal_like(x1, g)
         told = interp.terms.told(PATHS["linear"], convention, t.draw(len(x1), generator=g))
         assert torch.equal(double, told)
 
@@ -453,7 +454,7 @@ def test_a_coupling_pairs_and_carries_the_labels():
     x, moved = seen[0]
     assert not torch.equal(moved, label)
     g = torch.Generator().manual_seed(5)
-    x0 = torch.randn(x1.shape, dtype=F64, generator=g)
+    x0 = normal_like(x1, g)
     torch.randperm(len(x1), generator=g)
     t = loss.times.draw(len(x1), generator=g)
     torch.testing.assert_close(x, PATHS["linear"].at(t, x0, x1[moved]), rtol=1e-14, atol=1e-14)

@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 from .. import seeds
 from ..arguments import whole
 from ..background import ahead_of
 from ..errors import DataError, OptionError
-from ..noise import check_seed
+from ..noise import check_seed, normal_like
 from .coupling import BatchCoupling, Coupling, take
 from .registry import from_config
 
@@ -83,7 +82,7 @@ def couple(
     columns = as_columns(batch)
     x1, label = columns["x"], columns.get("label")
     if (x0 := columns.get("x0")) is None:
-        x0 = (base or normal)(x1, generator)
+        x0 = (base or normal_like)(x1, generator)
     if isinstance(coupling, BatchCoupling):
         i, j = coupling.match(x0, x1, label, generator)
         carried = {k: take(v, j) if _of_rows(v, len(x1)) else v for k, v in columns.items()}
@@ -113,11 +112,6 @@ def as_columns(batch: Any) -> dict[str, Any]:
         f"a batch is a {type(batch).__name__}. Give a tensor x1, (x1, label), or a mapping with 'x' "
         "and perhaps 'label' and 'x0'."
     )
-
-
-def normal(x1: Tensor, generator: Generator | None) -> Tensor:
-    """Standard normals like ``x1``."""
-    return torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
 
 
 def _of_rows(value: Any, rows: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from .. import seeds
 from ..arguments import require_floating, require_same, whole
 from ..errors import OptionError
-from ..noise import check_seed
+from ..noise import check_seed, normal_like
 from .cost import require_finite
 from .coupling import Coupling, check, check_labels, take
 from .draws import uniform
@@ -163,8 +163,7 @@ class SemiDiscrete(Coupling):
         """Base points, and with ``within_labels`` the group of each, as frequent as in the data."""
         like = self.data
         if self.base is None:
-            shape = (rows, *like.shape[1:])
-            x0 = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+            x0 = normal_like(like.new_empty(rows, *like.shape[1:]), generator)
         else:
             x0 = self.base(rows, generator)
             require_same(**{"data": like[:1].expand(rows, *like.shape[1:]), "the base's x0": x0})

@@ -1,7 +1,7 @@
 //! One-step recurrences on a fixed grid, `y_new = a y + b f(t, y) + noise`: Euler-Maruyama and its
 //! exponential forms, whose coefficients differ from step to step.
 
-use crate::brownian::Path;
+use crate::brownian::{Increments, Path};
 use crate::kernels::{Noise, noisy_update, non_finite_rows};
 use crate::real::Real;
 use crate::system::{Outcome, Status, System};
@@ -15,30 +15,6 @@ pub struct Recurrence {
     pub s: Vec<f64>,
 }
 
-/// W at the ends of the steps, asked for only where it will be used.
-struct Increments {
-    path: Path,
-    at: Option<f64>,
-    from: Vec<f64>,
-    to: Vec<f64>,
-}
-
-impl Increments {
-    /// W(next) - W(t).
-    fn over(&mut self, t: f64, next: f64) -> &[f64] {
-        if self.at != Some(t) {
-            self.path.at(t, &mut self.from);
-        }
-        self.path.at(next, &mut self.to);
-        for (from, to) in self.from.iter_mut().zip(&self.to) {
-            *from = to - *from;
-        }
-        std::mem::swap(&mut self.from, &mut self.to);
-        self.at = Some(next);
-        &self.to
-    }
-}
-
 /// Run the recurrence from `y` (rows of length `row`), saving at those `saves` that are grid times.
 pub fn integrate<T: Real, S: System<T>>(
     system: &mut S,
@@ -48,8 +24,9 @@ pub fn integrate<T: Real, S: System<T>>(
     saves: &[f64],
     mut y: S::Buffer,
 ) -> Result<Outcome<S::Buffer>, S::Error> {
-    let n = y.as_ref().len();
-    let mut increments = Increments { path, at: None, from: vec![0.0; n], to: vec![0.0; n] };
+    let noisy = steps.grid.windows(2).zip(&steps.s).filter(|(_, s)| **s != 0.0);
+    let noisy = noisy.map(|(ends, _)| (ends[0], ends[1])).collect();
+    let mut increments = Increments::new(path, noisy, false);
     let mut next_y = system.buffer()?;
     let last = steps.grid.len() - 1;
     let done = |status, t, y, n: usize, h: f64, rows| Outcome {
@@ -83,7 +60,7 @@ pub fn integrate<T: Real, S: System<T>>(
         let (a, b, scale) = (steps.a[i], steps.b[i], steps.s[i]);
         let bad = system.compute(|| {
             // No normal is drawn that would be multiplied by zero.
-            let w = if scale == 0.0 { None } else { Some(increments.over(t, next)) };
+            let w = (scale != 0.0).then(|| increments.over_next().0);
             match w {
                 Some(w) => {
                     let noise = Noise { w, scale, diffusion: diffusion_now };

@@ -64,15 +64,39 @@ def test_normals_are_box_and_mullers() -> None:
     w = noise.philox((block, 0 * block, 0, 0), key)
     ours = noise.node_normals(1, 20_000, 0, key, 0, torch.device("cpu")).reshape(-1, 4)
     for pair in (0, 1):
-        w0, w1 = (v.double() for v in w[2 * pair : 2 * pair + 2])
-        radius = (-2 * ((w0 + 0.5) / 2**32).log()).sqrt()
-        # The top two bits are a quarter turn, the others an angle in (-pi/4, pi/4).
-        quarter, rest = (w1 / 2**30).floor(), w1.remainder(2**30)
-        angle = math.pi / 2 * (quarter + (rest + 0.5) / 2**30 - 0.5)
-        # The polynomials are good to 1e-12, the radius near 0 to 1e-13 over itself.
-        bound = 1e-12 + 1e-13 / radius
-        assert ((ours[:, 2 * pair] - radius * angle.cos()).abs() < bound).all()
-        assert ((ours[:, 2 * pair + 1] - radius * angle.sin()).abs() < bound).all()
+        w0, w1 = w[2 * pair : 2 * pair + 2]
+        u = (w0.float() + 0.5).double() / 2**32
+        radius = (-2 * u.log()).sqrt()
+        # The top two bits are a quarter turn, the others, signed, an angle in [-pi/4, pi/4].
+        quarter, rest = w1 >> 30, (w1 << 2 & ONES).int().double() / 2**32
+        angle = math.pi / 2 * (quarter + rest)
+        bound = 6e-7 * radius  # five roundings of single precision
+        assert ((ours[:, 2 * pair] - radius * angle.cos()).abs() <= bound).all()
+        assert ((ours[:, 2 * pair + 1] - radius * angle.sin()).abs() <= bound).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 40), length=st.integers(1, 300), first_row=st.integers(0, 2**32 - 41),
+    key=st.tuples(words, words), nodes=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3),
+)  # fmt: skip
+def test_normals_of_rust_and_torch(
+    rows: int, length: int, first_row: int, key: tuple[int, int], nodes: list[int]
+) -> None:
+    cpu = torch.device("cpu")
+    theirs = noise.torch_normals((rows, length), first_row, key, nodes, cpu)
+    for node, z in zip(nodes, theirs, strict=True):
+        assert torch.equal(noise.node_normals(rows, length, first_row, key, node, cpu), z.double())
+
+
+def test_extreme_words_give_finite_normals() -> None:
+    """The largest and smallest radius, and every quarter turn."""
+    w0 = torch.tensor([0, 1, 2**31, ONES - 1, ONES])[:, None]
+    w1 = torch.tensor([0, 1, 2**30, 2**31, 3 * 2**30, ONES])[None, :]
+    a, b = noise._normal_pair(*torch.broadcast_tensors(w0, w1))
+    radius = torch.hypot(a, b)
+    assert radius[0].max() == pytest.approx(math.sqrt(66 * math.log(2)), rel=1e-6)
+    assert torch.equal(radius[-1], torch.zeros(6))  # u = 1 to the rounding of single precision
 
 
 def test_law_of_the_normals() -> None:
@@ -141,6 +165,25 @@ def test_w_is_the_same_bits_on_rust_and_torch(
     theirs = wiener((rows, length), ends, dtype, backend="torch", **options)
     assert torch.equal(ours.xs, theirs.xs)
     assert ours.stats.seed == theirs.stats.seed == seed
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**64 - 1), first_row=st.integers(0, 2**32 - 6), depth=st.integers(1, 20),
+    span=st.tuples(st.floats(-3, 3), st.floats(0.1, 5)), data=st.data(),
+)  # fmt: skip
+def test_w_and_its_integral_are_the_same_bits_on_rust_and_torch(
+    seed: int, first_row: int, depth: int, span: tuple[float, float], data: st.DataObject
+) -> None:
+    """Whatever was asked before, dyadic times and ends included."""
+    a, b = span[0], span[0] + span[1]
+    anywhere = st.floats(a, b) | st.integers(0, 64).map(lambda k: a + (b - a) * k / 64)
+    times = [min(max(t, a), b) for t in data.draw(st.lists(anywhere, min_size=1, max_size=9))]
+    ours = BrownianPath(5, 7, seed, first_row, (a, b), depth)
+    theirs = BrownianPath(5, 7, seed, first_row, (a, b), depth, native=False)
+    for mine, other in zip(ours.values(times), theirs.values(times), strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(ours.values(times, area=False)[0], theirs.values(times)[0])
 
 
 @pytest.mark.parametrize("shape", [(3, 5000), (3000, 7), (70_001, 1), (2, 3, 11, 13)])
@@ -261,6 +304,85 @@ def test_increments_are_independent_normals(times: list[float], backend: str) ->
     squares = steps.square() - 1
     off = squares @ squares.T / n - torch.diag((squares.square()).mean(1))
     assert float(off.abs().max()) < 5 * 2 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_increments_and_areas_are_independent_normals(native: bool) -> None:
+    """W / sqrt(h) and H / sqrt(h / 12) over disjoint steps: exact moments, and none between them."""
+    times = [-1.0, -0.3, 0.0, 0.777, 1.0, 1.0001, 2.9, 3.0]
+    steps = list(zip(times[:-1], times[1:], strict=True))
+    path = BrownianPath(300, 300, 3, span=(-1.0, 3.0), native=native)
+    z = []
+    for (s, r), (w, h) in zip(steps, path.increments(steps, area=True), strict=True):
+        assert h is not None
+        z += [w.flatten() / math.sqrt(r - s), h.flatten() / math.sqrt((r - s) / 12)]
+    rows, n = torch.stack(z), 90_000
+    covariance = rows @ rows.T / n
+    assert float((covariance - torch.eye(len(rows))).abs().max()) < 5 * math.sqrt(2 / n)
+    assert float(rows.mean(1).abs().max()) < 5 / math.sqrt(n)
+    assert float(((rows**4).mean(1) - 3).abs().max()) < 5 * math.sqrt(96 / n)
+
+
+def test_law_over_many_seeds() -> None:
+    """Kolmogorov-Smirnov on numbers of 3000 seeds: sqrt(n) D > 2.2 has probability 1e-4."""
+    n, found = 3000, []
+    steps = [(0.0, 0.3), (0.2, 0.7), (0.3001, 0.3009)]  # the last inside one leaf or two
+    for seed in range(n):
+        made = BrownianPath(1, 3, seed).increments(steps, area=True)
+        found.append([float(v[0, 1]) for pair in made for v in pair if v is not None])
+    lengths = torch.tensor([r - s for s, r in steps], dtype=F64)
+    scales = torch.stack([lengths.sqrt(), (lengths / 12).sqrt()], 1).flatten()
+    z = (torch.tensor(found, dtype=F64) / scales).sort(0).values
+    ranks = torch.arange(n, dtype=F64)[:, None] / n
+    uniform = torch.special.ndtr(z)
+    gap = torch.maximum((uniform - ranks).abs(), (uniform - ranks - 1 / n).abs()).amax(0)
+    assert float(gap.max()) < 2.2 / math.sqrt(n)
+
+
+def test_areas_of_parts_make_that_of_the_whole() -> None:
+    """Chen's relation: H = x H1 + (1 - x) H2 + ((1 - x) W1 - x W2) / 2."""
+    path = BrownianPath(5, 9, 4, depth=12)
+    s, m, r = 0.1, 0.44, 0.93
+    (w, h), (w1, h1), (w2, h2) = path.increments([(s, r), (s, m), (m, r)], area=True)
+    x = (m - s) / (r - s)
+    assert h is not None
+    assert h1 is not None
+    assert h2 is not None
+    assert float((w - w1 - w2).abs().max()) < 1e-15
+    # Differences of integrals of size 1, over lengths of a third.
+    assert float((h - x * h1 - (1 - x) * h2 - ((1 - x) * w1 - x * w2) / 2).abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_area_is_that_of_the_path(native: bool) -> None:
+    """The integral of W by the trapezoidal rule on 2^14 leaves, whose error is the areas of these."""
+    n = 2**14
+    path = BrownianPath(2, 5, 8, depth=14, native=native)
+    w, _ = BrownianPath(2, 5, 8, depth=14).values([k / n for k in range(n + 1)], area=False)
+    for k in (n // 3, n // 2, n):
+        integral = path.values([k / n])[1][0]
+        sum_of_areas = (w[: k + 1].sum(0) - 0.5 * (w[0] + w[k])) / n
+        assert float((integral - sum_of_areas).abs().max()) < 6 * math.sqrt(k / 12) * n**-1.5
+
+
+def test_a_training_step_draws_from_its_generator() -> None:
+    x = torch.empty(64, 3, 5)
+
+    def drawn(seed: int | None) -> torch.Tensor:
+        if seed is None:
+            return noise.normal_like(x)
+        return noise.normal_like(x, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    torch.manual_seed(3)
+    first, second = drawn(None), drawn(None)
+    torch.manual_seed(3)
+    assert torch.equal(drawn(None), first)
+    assert not torch.equal(first, second)
+    assert noise.normal_like(x.double()).dtype is F64
+    stacked = torch.func.vmap(noise.normal_like, randomness="different")(x)
+    assert not torch.equal(stacked[0], stacked[1])
 
 
 def test_rows_are_independent() -> None:

@@ -11,17 +11,18 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use crate::brownian::{Path, Root, Rows};
+use crate::brownian::{Path, Root, Value};
 use crate::kernels::{MAX_TERMS, Norm, Tolerance};
 use crate::network::Number;
-use crate::philox::{philox, stream_key};
+use crate::philox::{Rows, fill_normals, philox, stream_keys};
 use crate::real::Precision;
 use crate::recurrence::{self, Recurrence};
 use crate::runge_kutta::{Adaptive, Run, Steps};
 use crate::system::{Outcome, System};
 use crate::tableau::Tableau;
+use crate::threads::share;
 use native::{Native, NativeField};
-use tensor::{Buffer, Outputs, Pool, Slope, Torch};
+use tensor::{Buffer, Outputs, Pool, Slope, Torch, writable};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
 /// pass ends before another thread could have taken it.
@@ -372,6 +373,73 @@ struct NoiseNumbers {
     depth: u32,
 }
 
+impl NoiseNumbers {
+    /// The path of `elements` in rows of length `row`; its tree has to hold the `times`.
+    fn path(&self, row: usize, elements: usize, times: &[f64]) -> PyResult<Path> {
+        let (from, to) = self.span;
+        let within = times.iter().all(|t| (from..=to).contains(t));
+        if !within || from >= to || !(to - from).is_finite() || !(1..=48).contains(&self.depth) {
+            return Err(PyValueError::new_err("a time outside the span of the Brownian tree"));
+        }
+        Ok(Path {
+            root: Root { from, to, depth: self.depth },
+            rows: Rows { len: row, first: self.first_row },
+            keys: stream_keys(self.seed, self.stream),
+            elements,
+        })
+    }
+}
+
+/// Fill a tensor of rows of length `row` with the normals of a node.
+#[pyfunction]
+fn normals(
+    mut out: Bound<'_, PyAny>,
+    row: usize,
+    first_row: u32,
+    key: [u32; 2],
+    node: u64,
+) -> PyResult<()> {
+    let py = out.py();
+    let values = writable::<f32>(&mut out)?;
+    let rows = Rows { len: row, first: first_row };
+    py.detach(|| {
+        share(values, NORMALS, 8, |from, out| fill_normals(out, from, rows, key, node));
+    });
+    Ok(())
+}
+
+/// Normals that one thread makes at least.
+const NORMALS: usize = 1024;
+
+/// Fill `w` and, unless it is empty, `integral` with the path at each of the `times`.
+#[pyfunction]
+fn brownian(
+    mut w: Bound<'_, PyAny>,
+    mut integral: Bound<'_, PyAny>,
+    times: Vec<f64>,
+    row: usize,
+    noise: NoiseNumbers,
+) -> PyResult<()> {
+    let py = w.py();
+    let (into, area) = (writable::<f64>(&mut w)?, writable::<f64>(&mut integral)?);
+    if !into.len().is_multiple_of(times.len().max(1)) || ![0, into.len()].contains(&area.len()) {
+        return Err(PyValueError::new_err("w and integral do not hold one state a time"));
+    }
+    let elements = into.len() / times.len().max(1);
+    let path = noise.path(row, elements, &times)?;
+    if elements == 0 {
+        return Ok(());
+    }
+    py.detach(|| {
+        let mut integrals = area.chunks_mut(elements);
+        let values = into.chunks_mut(elements);
+        let mut values: Vec<Value> =
+            values.map(|w| Value { w, integral: integrals.next().unwrap_or_default() }).collect();
+        path.at(&times, &mut values, |_| {});
+    });
+    Ok(())
+}
+
 /// Integrate `problem` by `y_new = a y + b field + s dW` (times the diffusion, where there is one).
 #[pyfunction]
 fn euler_maruyama<'py>(
@@ -387,11 +455,6 @@ fn euler_maruyama<'py>(
     if [a.len(), b.len(), s.len()] != [steps; 3] {
         return Err(PyValueError::new_err("a, b and s need one number a step"));
     }
-    let (from, to) = noise.span;
-    let within = grid.iter().all(|t| (from..=to).contains(t));
-    if !within || from >= to || !(to - from).is_finite() || !(1..=48).contains(&noise.depth) {
-        return Err(PyValueError::new_err("the grid leaves the span of the Brownian tree"));
-    }
     fn run<'py, T: Number>(
         posed: Posed<'py>,
         steps: &Recurrence,
@@ -399,10 +462,7 @@ fn euler_maruyama<'py>(
     ) -> PyResult<Bound<'py, PyDict>> {
         let (row, saves) = (posed.0.row, posed.0.saves.clone());
         let (mut system, y) = PySystem::<T>::new(posed)?;
-        let key = stream_key(noise.seed, noise.stream);
-        let rows = Rows { len: row, first: noise.first_row, key };
-        let root = Root { from: noise.span.0, to: noise.span.1, depth: noise.depth };
-        let path = Path::new(root, rows, system.torch.len);
+        let path = noise.path(row, system.torch.len, &steps.grid)?;
         let outcome = recurrence::integrate(&mut system, steps, path, row, &saves, y)?;
         system.report(outcome)
     }
@@ -424,5 +484,7 @@ fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<native::Network>()?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;
+    module.add_function(wrap_pyfunction!(normals, module)?)?;
+    module.add_function(wrap_pyfunction!(brownian, module)?)?;
     module.add_function(wrap_pyfunction!(philox_words, module)?)
 }

@@ -552,6 +552,20 @@ impl<T> AsMut<[T]> for Buffer<T> {
     }
 }
 
+/// The elements of a tensor that a caller of ours has made to be filled.
+pub fn writable<'a, T: Real>(tensor: &'a mut Bound<'_, PyAny>) -> PyResult<&'a mut [T]> {
+    let torch = Torch::like(tensor, tensor.py().None().into_bound(tensor.py()))?;
+    if torch.precision != T::PRECISION {
+        return Err(PyValueError::new_err(format!("a tensor to fill is not of {}", T::DTYPE)));
+    }
+    match torch.locate::<T>(tensor, &torch.shape, torch.len)? {
+        // SAFETY: `len` elements lie at `at`, in the storage of a tensor that the caller holds and
+        // has handed to nobody else.
+        Ok(at) => Ok(unsafe { std::slice::from_raw_parts_mut(at, torch.len) }),
+        Err(_) => Err(PyValueError::new_err("a tensor to fill is not contiguous on the cpu")),
+    }
+}
+
 /// The tensor into which output times are written, one state after the other.
 pub struct Outputs<'py> {
     tensor: Bound<'py, PyAny>,
