@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from ..arguments import host, mapping, now, real, transforming
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
-from . import ending, grids
+from . import ending, gradients, grids
 from .catalogue import Method, find
 from .plan import Plan, Request, failure
 from .problem import Observer, Report
@@ -43,6 +43,7 @@ def solve(
     cond: Mapping[str, Any] | None = None,
     callback: Callable[[StepState], object] | None = None,
     progress: bool = False,
+    gradient: str | None = None,
     **method_options: Any,
 ) -> Solution:
     """Integrate a term from x at t[0] to t[1], forwards or backwards.
@@ -66,6 +67,13 @@ def solve(
         cond: keyword arguments for the model: labels, masks.
         callback: called with a `StepState` after each step.
         progress: whether to show a progress bar.
+        gradient: how the result is differentiated with respect to x and to the parameters of the
+            model: "direct", through every operation; "checkpointed", which keeps the states and
+            recomputes the model; "adjoint", the ODE of the derivative, backwards; "reversible", a
+            coupled pair of runs that can be undone exactly, in constant memory. See
+            `interp.solvers.gradients`. None is "direct" where x requires grad or backend="torch" is
+            given; otherwise the result is a constant, as under `torch.no_grad`, also where the
+            model's parameters require grad: sampling costs no graph. To train, say how.
         **method_options: on_failure="raise" or "partial"; denoise=False leaves a run at t = 1 of a
             path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
             first_step, max_steps, controller ("i", "pi", "pid" or coefficients (p, i, d)) and norm
@@ -83,9 +91,9 @@ def solve(
     chosen = find(method)
     request = _request(
         term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row,
-        dict(cond or {}), method_options,
+        dict(cond or {}), gradient, method_options,
     )  # fmt: skip
-    with _gradients(request.backend), _progress(request, progress) as bar:
+    with _recording(request), _progress(request, progress) as bar:
         observer = _observer(term, request.cond, callback, bar)
         made = chosen.scheme(term, x, request, observer)
         if isinstance(term, (PathODE, PathSDE)):
@@ -93,7 +101,8 @@ def solve(
         if made.last is not None and made.stop == made.start:
             report = _nothing(made)
         else:
-            report = made.engine(made.problem, *made.arguments)
+            engine = gradients.engine(request.gradient, made.engine)
+            report = engine(made.problem, *made.arguments)
         if report["status"] != "done" and method_options.get("on_failure") != "partial":
             raise failure(made, report)
         return _solution(term, request, made, report, observer, began)
@@ -123,7 +132,7 @@ def _check_extras(cond: object, callback: object) -> None:
 def _request(
     term: Term, x: Tensor, t: object, method: Method, backend: str, steps: int | None,
     grid: str | grids.Times | None, rtol: float, atol: float, save_at: object, seed: int | None,
-    first_row: int, cond: Cond, options: Mapping[str, Any],
+    first_row: int, cond: Cond, gradient: str | None, options: Mapping[str, Any],
 ) -> Request:  # fmt: skip
     _check_kind(term, method)
     _check_state(x)
@@ -142,7 +151,8 @@ def _request(
     asked = grids.save_times(save_at, ends)
     eps = grids.rounding_of(save_at)
     saves = asked if times is None else grids.snapped(asked, times, ends, eps)
-    name = _backend(backend, method, x, times is not None, options)
+    gradient = _gradient(gradient, method, x, backend)
+    name = _backend(backend, method, x, times is not None, gradient, options)
     return Request(
         method,
         name,
@@ -156,6 +166,7 @@ def _request(
         first_row,
         cond,
         options,
+        gradient,
     )
 
 
@@ -208,21 +219,52 @@ def _check_options(method: Method, options: Mapping[str, Any]) -> None:
         raise OptionError(f"denoise={options['denoise']!r} is neither True nor False. Give one.")
 
 
-def _backend(name: str, method: Method, x: Tensor, fixed: bool, options: Mapping[str, Any]) -> str:
+def _gradient(name: str | None, method: Method, x: Tensor, backend: str) -> str | None:
+    """How to differentiate the run, after a check that it can be."""
+    if name is None:
+        asked = backend in ("torch", "torchdiffeq") and torch.is_grad_enabled()
+        return "direct" if asked or _differentiated(x) else None
+    if name not in gradients.GRADIENTS:
+        raise UnknownName.of("gradient", name, gradients.GRADIENTS)
+    if name in ("adjoint", "reversible") and method.tableau is None:
+        raise Unsupported(
+            f"{name} gradients are there for Runge-Kutta methods on ODEs, and {method.name} is none. "
+            'Use gradient="checkpointed" or "direct".'
+        )
+    if name != "direct" and transforming():
+        raise Unsupported(
+            f"torch.func and torch.compile follow every operation themselves, which {name} gradients "
+            'hide from them. Use gradient="direct".'
+        )
+    return name
+
+
+def _backend(
+    name: str, method: Method, x: Tensor, fixed: bool, gradient: str | None,
+    options: Mapping[str, Any],
+) -> str:  # fmt: skip
     """The backend to use, after a check that it can."""
     if name not in BACKENDS:
         raise UnknownName.of("backend", name, BACKENDS)
-    with_gradients = _differentiated(x)
     native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    recorded = gradient not in (None, "adjoint")  # the adjoint's runs record nothing
     if name == "auto":
-        return "rust" if native and not with_gradients else "torch"
-    if name == "rust" and (not native or with_gradients):
-        why = "is being differentiated or transformed" if native else f"is {x.dtype} on {x.device}"
+        return "rust" if native and not recorded else "torch"
+    if name == "rust" and (not native or recorded):
+        why = (
+            f"this run is to be differentiated ({gradient})"
+            if native
+            else f"x is {x.dtype} on {x.device}"
+        )
         raise Unsupported(
-            f"the rust backend runs float32 and float64 on the cpu, without gradients, and x {why}. "
-            'Use backend="torch", or "auto".'
+            f"the rust backend runs float32 and float64 on the cpu and records no operations, and {why}. "
+            'Use backend="torch" or "auto", or gradient="adjoint".'
         )
     if name == "torchdiffeq":
+        if gradient in ("adjoint", "reversible"):
+            raise Unsupported(
+                f'{gradient} gradients are of interp\'s own backends. Leave out backend="torchdiffeq".'
+            )
         if method.peer is None or name not in method.backends:
             why = (
                 "is not installed" if method.peer else f"has no method with {method.name}'s tableau"
@@ -256,11 +298,12 @@ def _differentiated(x: Tensor) -> bool:
 # Context
 
 
-def _gradients(backend: str) -> contextlib.AbstractContextManager[object]:
+def _recording(request: Request) -> contextlib.AbstractContextManager[object]:
     """Rust records no gradients; its buffers must be normal tensors, whose writes torch counts."""
-    if backend != "rust" or not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
-        return contextlib.nullcontext()
-    return _normal_mode() if torch.is_inference_mode_enabled() else torch.no_grad()
+    if request.backend == "rust" and torch.is_inference_mode_enabled():
+        return _normal_mode()
+    constant = request.gradient is None and torch.is_grad_enabled()
+    return torch.no_grad() if constant else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -355,6 +398,7 @@ def _solution(
         rejected=report["rejected"], wall_s=now() - began, field_s=report["field_s"],
         method=request.method.name, backend=request.backend, status=report["status"],
         seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
+        gradient=request.gradient if torch.is_grad_enabled() else None,
     )  # fmt: skip
     ended = stats
     if done and made.last is not None and isinstance(term, PathODE):

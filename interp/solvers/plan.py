@@ -84,6 +84,7 @@ class Request:
     first_row: int
     cond: Cond
     options: Mapping[str, Any]
+    gradient: str | None = None
 
     def adaptive(self, ends: tuple[float, float]) -> Adaptive:
         """Ends and tolerances of an adaptive run."""

@@ -23,6 +23,7 @@ class Stats:
         status: "done", or why it ended early.
         seed: of the noise; None for an ODE.
         depth: levels of the Brownian tree; None for an ODE.
+        gradient: how the run can be differentiated; None where its result is a constant.
     """
 
     nfe: int
@@ -36,6 +37,7 @@ class Stats:
     status: str
     seed: int | None = None
     depth: int | None = None
+    gradient: str | None = None
 
     def __str__(self) -> str:
         head = f"{self.method} on {self.backend}: {self.status}, {self.accepted} steps"

@@ -39,7 +39,8 @@ def runge_kutta(
         y = spread(1 / at.scale(host(start)), x) * x
     marks = [tau[s] for s in saves]
     slope = term.slope(request.cond)
-    problem = pose(x, y, marks, slope, term.exact_time, request.backend)
+    detached = request.gradient is None and request.backend
+    problem = pose(x, y, marks, slope, term.exact_time, detached or "torch")
     problem.native = native(term, x, request)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
