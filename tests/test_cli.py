@@ -95,6 +95,20 @@ def test_every_kind_of_solver_samples(trained, tmp_path, solver):
     assert run("sample", trained, "-n", 2, "--out", tmp_path, "--solver", *solver) == 0
 
 
+def test_a_schedule_is_found_kept_and_used(trained, tmp_path, capsys):
+    file, given = tmp_path / "grid.json", ["--solver", "heun", "--steps", 2, "--rows", 2]
+    assert run("schedule", trained, *given, "--out", file) == 0
+    assert "RMS error at the end, held out" in capsys.readouterr().out
+    times = json.loads(file.read_text())["grid"]
+    assert (len(times), times[0], times[-1]) == (3, 0.0, 1.0)
+    sampled = ["sample", trained, "-n", 2, "--out", tmp_path / "s"]
+    assert run(*sampled, "--grid", file) == 0
+    assert run(*sampled, "--grid", file, "--steps", 3) == 2
+    assert "Leave out --solver and --steps" in said(capsys)
+    assert run(*sampled, "--grid", trained / "config.json") == 2
+    assert "is not a schedule" in said(capsys)
+
+
 def test_a_run_goes_on_where_it_stopped(tmp_path):
     def train(steps, name, *more):
         given = ["train", "flow_matching", "--data", "digits", "--steps", steps]
@@ -142,7 +156,9 @@ def test_the_list_shows_families_and_solvers(capsys):
 PICTURES = ["plot schedules", "plot path", "plot coupling"]
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "list", "plot", *PICTURES])
+@pytest.mark.parametrize(
+    "command", ["train", "sample", "schedule", "evaluate", "list", "plot", *PICTURES]
+)
 def test_help_shows_a_working_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*command.split(), "--help")
@@ -246,6 +262,8 @@ BAD = [
     (["sample", "RUN", "--out", "S", "--seed", "-1"], "seed"),
     (["sample", "RUN", "--out", "S", "--solver", "euler_maruyama"], "diffusion"),
     (["sample", "RUN", "--out", "/dev/null/s", "-n", "1", "--steps", "1"], "/dev/null"),
+    (["schedule", "RUN", "--steps", "0"], "steps=0"),
+    (["schedule", "RUN", "--objective", "error"], "Did you mean end_error"),
     (["evaluate", "RUN", "--data", "mnist"], "--data-root"),
     (["evaluate", "RUN", "--tolerance", "-1"], "rtol=-1"),
     (["plot", "schedules", "lineer", "--out", "P"], "Did you mean linear"),

@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, compare, list, plot."""
+"""The command line: train, sample, schedule, evaluate, compare, list, plot."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .common import complain
 from .compare import Compare
 from .listing import List
 from .plot import Plot
-from .runs import Evaluate, Sample, Train
+from .runs import Evaluate, Sample, Schedule, Train
 
-Command = Train | Sample | Evaluate | Compare | List | Plot
+Command = Train | Sample | Schedule | Evaluate | Compare | List | Plot
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:
@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     Ends the process with code 0 after --help, and with 2 where they make no sense.
     """
     commands: dict[str, Any] = {
-        c.__name__.lower(): c for c in (Train, Sample, Evaluate, Compare, List, Plot)
+        c.__name__.lower(): c for c in (Train, Sample, Schedule, Evaluate, Compare, List, Plot)
     }
     command: Command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="interp", description=__doc__, args=arguments,

@@ -106,19 +106,28 @@ class Sample(Common):
     """Rows at once; the samples do not depend on it."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
+    grid: Path | None = None
+    """A file that `interp schedule` has written, instead of --solver and --steps."""
 
     def run(self) -> None:
         """Sample."""
         from ..training import load
         from ..training.pictures import sample, write_samples
+        from ..tuning import load as load_schedule
 
         if self.n < 1:
             raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
+        if self.grid is not None and (self.solver is not None or self.steps is not None):
+            raise OptionError(
+                f"{self.grid} names a solver and its steps. Leave out --solver and --steps."
+            )
         asked = {
             "method": self.solver, "steps": self.steps, "guidance": self.guidance,
             "diffusion": self.diffusion,
         }  # fmt: skip
         options = {name: value for name, value in asked.items() if value is not None}
+        if self.grid is not None:
+            options |= load_schedule(self.grid).options
         family, config = load(self.run_folder, self.device)
         samples, labels = sample(
             family, self.n, seed=self.seed, label=self.label,
@@ -126,6 +135,52 @@ class Sample(Common):
         )  # fmt: skip
         write_samples(self.out, samples, labels)
         say(f"{self.n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Common):
+    """Find the times of few steps on which a run samples best, and keep them beside it.
+
+    Example: interp schedule run --solver heun --steps 8
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A folder that `interp train` has written."""
+    solver: str = "heun"
+    """A name from `interp list`, for ODEs."""
+    steps: int = 8
+    """Steps of the solver."""
+    objective: str = "end_error"
+    """What is minimised: end_error, local_error, kinetic_energy, lipschitz or likelihood."""
+    out: Path | None = None
+    """Where to put the times, for `interp sample --grid`; without it SOLVER-STEPS.json in the run."""
+    rows: int = 64
+    """Samples to search on; as many again are held out to report on."""
+    seed: int = 0
+    """Of these samples."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+
+    def run(self) -> None:
+        """Search."""
+        from ..training import load
+        from ..training.pictures import draw_labels
+        from ..tuning import best_schedule
+
+        family, config = load(self.run_folder, self.device)
+        out = self.out or self.run_folder / f"{self.solver}-{self.steps}.json"
+        cond = {}
+        if (classes := getattr(family, "classes", None)) is not None:
+            frequencies = config["data"].get("label_frequencies") or [1.0] * classes
+            labels = draw_labels(2 * max(1, self.rows), frequencies, self.seed)
+            cond = {"label": labels.to(self.device)}
+        best = best_schedule(
+            family, self.solver, self.steps, self.objective, cond=cond, rows=self.rows,
+            seed=self.seed,
+        )  # fmt: skip
+        best.save(out)
+        say(str(best))
+        say(f"Next: interp sample {self.run_folder} -n 16 --grid {out} --out samples")
 
 
 @dataclass(frozen=True, kw_only=True)

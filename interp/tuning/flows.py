@@ -56,9 +56,9 @@ class Flow:
 
     @torch.no_grad()
     def run(self, path: Interpolant | None, half: int = 0, **options: Any) -> Tensor:
-        """Where the starts of a half end, float64."""
+        """Where the starts of a half end, float64 on the host."""
         x, cond = self.halves[half]
-        return solve(self.on(path), x, cond=cond, **options).x.double()
+        return solve(self.on(path), x, cond=cond, **options).x.double().cpu()
 
     @functools.cached_property
     def exact(self) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def flow(
     x: Tensor | None, cond: Mapping[str, Any] | None, rows: int, seed: int,
 ) -> Flow:  # fmt: skip
     """The flow of a target, a term, a family or a model: see `best_schedule`."""
-    term, shape, dtype = _term(given, path, view, time)
+    term, shape, like = _term(given, path, view, time)
     if isinstance(term, ODE):
         if x is None:
             raise OptionError(
@@ -104,7 +104,7 @@ def flow(
                 f"the run starts at t = {ends[0]:g}, where the law of the states is not the base. "
                 "Give x=, starts of the flow there."
             )
-        x = own.base.sample((2 * rows, *shape), seed=seed, dtype=dtype)
+        x = own.base.sample((2 * rows, *shape), seed=seed, dtype=like.dtype, device=like.device)
     if isinstance(given, Target):
         target = given
         return Flow(lambda p: _of_target(target, p or own, view), own, x, cond or {}, ends)
@@ -113,22 +113,23 @@ def flow(
 
 def _term(
     given: object, path: Interpolant | None, view: str | None, time: Time
-) -> tuple[Term, tuple[int, ...] | None, torch.dtype]:
-    """What is integrated, the shape of a row where it is known, and the dtype to run in."""
+) -> tuple[Term, tuple[int, ...] | None, Tensor]:
+    """What is integrated, the shape of a row where it is known, and a tensor of its kind."""
+    exact = torch.empty(0, dtype=torch.float64)
     if isinstance(given, Target):
-        return _of_target(given, path or schedules.linear(), view), (given.dim,), torch.float64
+        return _of_target(given, path or schedules.linear(), view), (given.dim,), exact
     if isinstance(given, (ODE, PathODE)):
         if path is not None:
             raise OptionError(
                 "a term has its own path. Leave out path=, or give the model and its view apart."
             )
-        return given, None, torch.float64
+        return given, None, exact
     if isinstance(given, nn.Module) and callable(getattr(given, "term", None)):
         term: object = given.term()  # type: ignore[operator]
         if isinstance(term, PathODE):
-            return term, tuple(given.shape), next(given.parameters()).dtype  # type: ignore[arg-type]
+            return term, tuple(given.shape), next(given.parameters())  # type: ignore[arg-type]
     if callable(given) and path is not None:
-        return path.ode(given, view=view, time=time), None, torch.float64
+        return path.ode(given, view=view, time=time), None, exact
     raise OptionError(
         f"a {type(given).__name__} has no flow to schedule. Give an exact target, a term such as "
         "path.ode(model), a family that samples by a flow, or a model with path=, the path that it was "

@@ -126,7 +126,7 @@ def fan(flow: Flow, solver: str, candidate: Candidate) -> Tensor:
         )
         carried = solve(term, carried, t=(t, end), cond=many, **how).x  # type: ignore[arg-type]
         carried = torch.cat([carried, run.xs[k]])
-    return carried.double().reshape(len(grid), *x.shape).diff(dim=0)
+    return carried.double().cpu().reshape(len(grid), *x.shape).diff(dim=0)
 
 
 def _repeated(value: object, rows: int, times: int) -> object:

@@ -22,7 +22,6 @@ from .objectives import OBJECTIVES, EndError, LocalError, Objective
 from .result import BestSchedule, Change
 from .spaces import Candidate, OneClock, Space, Steps, TwoClocks
 
-_TRIED = 2  # the best of the starts, from each of which a search runs
 _SPACES: Mapping[str, Callable[[Candidate], Space]] = {
     "grid": Steps, "warp": OneClock, "path": TwoClocks,
 }  # fmt: skip
@@ -78,7 +77,7 @@ def best_schedule(
         x: starts of the flow, (2 n, ...): half for the search and half held out. Drawn from the base
             where the shape is known.
         cond: conditions of the model, with a row for each of these starts.
-        start: times to start from instead of the closed forms that are tried.
+        start: times to start from, instead of the best of the closed forms that are tried.
         rows: n, where the starts are drawn.
         iterations: steps of the search at most.
         seed: of what is drawn.
@@ -114,15 +113,10 @@ def best_schedule(
     cost = OBJECTIVES[objective](flows, solver, optimise == "grid", seed)
     search = _Search(cost, 1e-5 if first.dtype is torch.float64 else 3e-3, iterations)
     costs = {name: search.cost(candidate) for name, candidate in starts.items()}
-    if not math.isfinite(search.cost(before)):
+    if not math.isfinite(costs[next(iter(starts))]):
         cost(before)  # raises why
-    best, fit = before, None
-    for name in sorted(costs, key=lambda name: costs[name])[:_TRIED]:
-        if math.isfinite(costs[name]):
-            found, its = search.around(starts[name], _SPACES[optimise])
-            if fit is None or its.cost < fit.cost:
-                best, fit = found, its
-    history = fit.history if fit else ()
+    best, fit = search.around(starts[min(costs, key=lambda name: costs[name])], _SPACES[optimise])
+    history = fit.history
     if optimise == "path" and isinstance(cost, (EndError, LocalError)):  # what the clocks leave
         best, fit = search.around(best, Steps)
         history += fit.history[1:]
