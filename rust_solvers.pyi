@@ -16,6 +16,9 @@ def runge_kutta(
 ) -> Report:
     """Integrate by an explicit Runge-Kutta method, on a grid or adaptively."""
 
+def runge_kutta_rows(problem: Problem, tableau: Numbers, adaptive: Adaptive) -> Report:
+    """Integrate each row by an explicit Runge-Kutta method with steps of its own."""
+
 def euler_maruyama(
     problem: Problem,
     grid: list[float],

@@ -16,8 +16,10 @@ Time = float | Tensor
 """A float, a 0-d tensor, or a tensor of x's leading axes."""
 
 
-def host(value: float | list[float]) -> Tensor:
+def host(value: float | list[float] | Tensor) -> Tensor:
     """Times that we made ourselves: float64, on the host whatever torch's default device."""
+    if isinstance(value, Tensor):
+        return value
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 

@@ -2,6 +2,15 @@
 
 from .call import solve
 from .catalogue import Method, MethodTable, methods
-from .result import Solution, Stats, StepState
+from .result import RowStats, Solution, Stats, StepState
 
-__all__ = ["Method", "MethodTable", "Solution", "Stats", "StepState", "methods", "solve"]
+__all__ = [
+    "Method",
+    "MethodTable",
+    "RowStats",
+    "Solution",
+    "Stats",
+    "StepState",
+    "methods",
+    "solve",
+]

@@ -17,11 +17,14 @@ from ..arguments import host, mapping, now, real, transforming
 from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import ending, gradients, grids
-from .catalogue import Method, find
+from .catalogue import METHODS, Method, find
 from .plan import Plan, Request, failure
 from .problem import Observer, Report
-from .result import Solution, Stats, StepState
+from .result import RowStats, Solution, Stats, StepState
 from .torch_backend.run import bad_rows, finite
+
+Bar = Callable[[float | Tensor, int], None]
+"""Shown a time, or that of each row, and the number of evaluations."""
 
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
 _COMMON = ("on_failure", "denoise")
@@ -40,6 +43,7 @@ def solve(
     save_at: grids.Times | None = None,
     seed: int | None = None,
     first_row: int = 0,
+    per_row: bool = False,
     cond: Mapping[str, Any] | None = None,
     callback: Callable[[StepState], object] | None = None,
     progress: bool = False,
@@ -64,6 +68,8 @@ def solve(
             output of order 3 (dopri5 and tsit5: 4, dop853: 7).
         seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
         first_row: the number of x's first row, so that chunks draw the noise of the whole.
+        per_row: each row has its own steps and its own end: the field is told t of shape (rows,) and
+            gets the rows that are not done, and so does what the model is told by ``cond``.
         cond: keyword arguments for the model: labels, masks.
         callback: called with a `StepState` after each step.
         progress: whether to show a progress bar.
@@ -90,7 +96,7 @@ def solve(
     _check_extras(cond, callback)
     chosen = find(method)
     request = _request(
-        term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row,
+        term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row, per_row,
         dict(cond or {}), gradient, method_options,
     )  # fmt: skip
     with _recording(request), _progress(request, progress) as bar:
@@ -132,7 +138,7 @@ def _check_extras(cond: object, callback: object) -> None:
 def _request(
     term: Term, x: Tensor, t: object, method: Method, backend: str, steps: int | None,
     grid: str | grids.Times | None, rtol: float, atol: float, save_at: object, seed: int | None,
-    first_row: int, cond: Cond, gradient: str | None, options: Mapping[str, Any],
+    first_row: int, per_row: bool, cond: Cond, gradient: str | None, options: Mapping[str, Any],
 ) -> Request:  # fmt: skip
     _check_kind(term, method)
     _check_state(x)
@@ -153,6 +159,8 @@ def _request(
     saves = asked if times is None else grids.snapped(asked, times, ends, eps)
     gradient = _gradient(gradient, method, x, backend)
     name = _backend(backend, method, x, times is not None, gradient, options)
+    if per_row:
+        _check_rows(method, name, x, gradient)
     return Request(
         method,
         name,
@@ -167,6 +175,7 @@ def _request(
         cond,
         options,
         gradient,
+        per_row,
     )
 
 
@@ -190,6 +199,24 @@ def _check_state(x: object) -> None:
         return  # one NaN or infinity makes the sum one; a sum may overflow without
     if not finite(x):
         raise OptionError(f"x is NaN or infinite in rows {bad_rows(x)[:8]}. Give a finite state.")
+
+
+def _check_rows(method: Method, backend: str, x: Tensor, gradient: str | None) -> None:
+    """Refuse rows with steps of their own where there are none, or no engine for them."""
+    if not method.per_row:
+        raise Unsupported(
+            f"{method.name} steps all rows together. Give per_row=False, or one of "
+            f"{', '.join(m.name for m in METHODS.values() if m.per_row)}."
+        )
+    if backend == "torchdiffeq":
+        raise Unsupported('torchdiffeq steps all rows together. Use backend="rust" or "torch".')
+    if gradient not in (None, "direct"):
+        raise Unsupported(
+            f"{gradient} gradients are those of rows that step together. Give per_row=False or "
+            'gradient="direct".'
+        )
+    if x.ndim == 0:
+        raise OptionError("x has no rows: it is 0-d. Give x of shape (rows, ...).")
 
 
 def _check_tolerances(rtol: object, atol: object, dtype: torch.dtype | None) -> None:
@@ -312,23 +339,23 @@ def _normal_mode() -> Iterator[None]:
         yield
 
 
-def _progress(
-    request: Request, wanted: bool
-) -> contextlib.AbstractContextManager[Callable[[float, int], None] | None]:
+def _progress(request: Request, wanted: bool) -> contextlib.AbstractContextManager[Bar | None]:
     """A progress bar as a function of (t, evaluations), or None."""
     return _bar(request) if wanted else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _bar(request: Request) -> Iterator[Callable[[float, int], None]]:
+def _bar(request: Request) -> Iterator[Bar]:
     from tqdm import tqdm
 
     start, stop = request.ends
     with tqdm(total=100, desc=request.method.name, unit="%", bar_format=_BAR) as bar:
 
-        def show(t: float, nfe: int) -> None:
-            bar.set_postfix_str(f"t={t:.3f}, {nfe} evaluations")
-            bar.update(100 * (t - start) / (stop - start) - bar.n)
+        def show(t: float | Tensor, nfe: int) -> None:
+            done = (t - start) / (stop - start)
+            least = float(done.min()) if isinstance(done, Tensor) else done
+            bar.set_postfix_str(f"t={start + least * (stop - start):.3f}, {nfe} evaluations")
+            bar.update(100 * least - bar.n)
 
         yield show
 
@@ -340,16 +367,16 @@ def _observer(
     term: Term,
     cond: Cond,
     callback: Callable[[StepState], object] | None,
-    bar: Callable[[float, int], None] | None,
+    bar: Bar | None,
 ) -> Observer | None:
     if callback is None and bar is None:
         return None
     count = 0
 
-    def data(t: float, x: Tensor) -> Tensor | None:
+    def data(t: float | Tensor, x: Tensor) -> Tensor | None:
         return term.data(t, x, cond) if isinstance(term, (PathODE, PathSDE)) else None
 
-    def observe(t: float, x: Tensor, nfe: int) -> None:
+    def observe(t: float | Tensor, x: Tensor, nfe: int) -> None:
         nonlocal count
         count += 1
         if bar is not None:
@@ -382,11 +409,12 @@ def _solution(
 ) -> Solution:  # fmt: skip
     done = report["status"] == "done"
     stop = made.stop if done else made.time(report["t"])
-    x = made.state(stop, report["y"])
+    rows = _row_stats(made, report, request, len(report["y"]) if report["y"].ndim else 1)
+    x = made.state(stop if rows is None else rows.t, report["y"])
     if request.backend == "rust" and made.coordinates is None:
         x = x.clone()  # out of the engine's memory, which torch cannot resize, into torch's own
     saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
-    if not done:
+    if not done and rows is None:
         forward = request.ends[1] - request.ends[0]
         saves = [s for s in saves if (s - stop) * forward <= 0]
         xs = xs[: len(saves)]
@@ -399,6 +427,7 @@ def _solution(
         method=request.method.name, backend=request.backend, status=report["status"],
         seed=made.noise.seed if made.noise else None, depth=made.noise.depth if made.noise else None,
         gradient=request.gradient if torch.is_grad_enabled() else None,
+        rows=rows,
     )  # fmt: skip
     ended = stats
     if done and made.last is not None and isinstance(term, PathODE):
@@ -409,8 +438,33 @@ def _solution(
             observer(1.0, x, stats.nfe)
     if stats is not ended:
         stats = replace(stats, wall_s=now() - began)
+    if rows is not None and stats.status == "done":
+        whole = torch.tensor([s == "done" for s in rows.status], dtype=torch.bool)
+        stats = replace(stats, rows=replace(rows, t=torch.where(whole, request.ends[1], rows.t)))
     ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)
+
+
+def _row_stats(made: Plan, report: Report, request: Request, count: int) -> RowStats | None:
+    """The statistics of each row; of rows that took the same steps, the same."""
+    if not request.per_row:
+        return None
+    each = report.get("each")
+    if each is None:
+        status = (report["status"],) * count
+        t = host([made.stop if report["status"] == "done" else made.time(report["t"])] * count)
+        accepted, rejected, nfe = (
+            torch.full((count,), n) for n in (report["accepted"], report["rejected"], report["nfe"])
+        )
+    else:
+        status = tuple(each["status"])
+        whole = torch.tensor([s == "done" for s in status], dtype=torch.bool)
+        t = torch.where(whole, made.stop, made.times(each["t"]))
+        accepted, rejected, nfe = (
+            torch.tensor(n, dtype=torch.int64)
+            for n in (each["accepted"], each["rejected"], each["nfe"])
+        )
+    return RowStats(t, accepted, rejected, nfe, status)
 
 
 def spread_rows(scale: Tensor, xs: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Method:
         tableau: its coefficients, where it is a Runge-Kutta method.
         peer: what torchdiffeq calls the same tableau, or None.
         options: names of its own options.
+        per_row: whether each row may have its own steps.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     tableau: Tableau | None = None
     peer: str | None = None
     options: tuple[str, ...] = ()
+    per_row: bool = False
     _numbers: Numbers | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,8 +84,9 @@ def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method
     adaptive = bool(tableau.b_hat)
     options = ("first_step", "max_steps", "controller", "norm") if adaptive else ()
     return Method(
-        name, "ode", tableau.order, adaptive, ("ODE",), runge_kutta, tableau, peer, options
-    )
+        name, "ode", tableau.order, adaptive, ("ODE",), runge_kutta, tableau, peer, options,
+        per_row=True,
+    )  # fmt: skip
 
 
 METHODS: dict[str, Method] = {

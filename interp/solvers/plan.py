@@ -61,8 +61,12 @@ class Plan:
             return tau
         return float(self.coordinates.time(host(tau)))
 
-    def state(self, t: float, y: Tensor) -> Tensor:
-        """A state of the run as the caller's x."""
+    def times(self, taus: list[float]) -> Tensor:
+        """Clock readings of the run in the caller's time, float64."""
+        return host(taus) if self.coordinates is None else self.coordinates.time(host(taus))
+
+    def state(self, t: float | Tensor, y: Tensor) -> Tensor:
+        """A state of the run as the caller's x; t may be a time for each row."""
         if self.coordinates is None:
             return y
         return spread(self.coordinates.scale(host(t)), y) * y
@@ -85,6 +89,7 @@ class Request:
     cond: Cond
     options: Mapping[str, Any]
     gradient: str | None = None
+    per_row: bool = False
 
     def adaptive(self, ends: tuple[float, float]) -> Adaptive:
         """Ends and tolerances of an adaptive run."""
@@ -136,6 +141,17 @@ def native(term: Term, x: Tensor, request: Request) -> NativeField | None:
     return form.model.native(x, time, request.cond, form.reads)
 
 
+def cut(cond: Cond, rows: list[int], count: int) -> Cond:
+    """What the model is told of some of ``count`` rows: tensors of as many rows are cut."""
+
+    def part(value: object) -> object:
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == count:
+            return value[torch.tensor(rows, device=value.device)]
+        return value
+
+    return {name: part(value) for name, value in cond.items()}
+
+
 def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     """The clock at each time: one reading a time, so that equal times have equal readings."""
     unique = sorted(set(times))
@@ -147,9 +163,11 @@ def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
 
 def failure(made: Plan, report: Report) -> SolveError:
     """The error that says why a run ended early."""
-    t = made.time(report["t"])
-    where = f"at t = {t:.6g}, after {report['accepted']} steps"
-    rows = report["rows"]
+    t, rows = made.time(report["t"]), report["rows"]
+    each = report.get("each")
+    steps = report["accepted"] if each is None else each["accepted"][rows[0]]
+    reached: float | Tensor = t if each is None else made.times(each["t"])
+    where = f"at t = {t:.6g}, after {steps} steps"
     if report["status"] == "non_finite":
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
         what = f"the field or the state became NaN or infinite {where}" + (
@@ -164,6 +182,6 @@ def failure(made: Plan, report: Report) -> SolveError:
         remedy = "Raise max_steps or the tolerances."
     return SolveError(
         f"{what}. {remedy} The error's .last holds the last good state.",
-        time=t, step=report["accepted"], rows=rows, last=made.state(t, report["y"]),
+        time=t, step=steps, rows=rows, last=made.state(reached, report["y"]),
         reason=report["status"],
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch import Tensor
 from ..native import NativeField
 from ..terms import Field
 
-Observer = Callable[[float, Tensor, int], object]
-"""observer(t, y, nfe) after each step; a true answer stops the run there."""
+Observer = Callable[[Any, Tensor, int], Any]
+"""observer(t, y, nfe) after each step; a true answer stops the run there. Where rows have steps of
+their own, t is a list of one time a row, and the answer names the rows that stop."""
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Problem:
             are one.
         native: the field without Python, for the engine; None where there is none.
         diffusion: g(t, y) -> tensor like y, or None.
+        cut: cut(rows) -> the field of these rows alone; None where all rows always go together.
         observer: called with t, y and the number of evaluations after each step.
     """
 
@@ -43,12 +45,18 @@ class Problem:
     times: Callable[[list[float]], list[float]] | None = None
     native: NativeField | None = None
     diffusion: Field | None = None
+    cut: Callable[[list[int]], Field] | None = None
     observer: Observer | None = None
 
     def told(self, clock: float) -> Tensor:
         """What the field is told when the run's clock shows this."""
         t = clock if self.times is None else self.times([clock])[0]
         return torch.tensor(t, dtype=self.time, device=self.xs.device)
+
+    def told_rows(self, clocks: list[float]) -> Tensor:
+        """The same for a clock of each row."""
+        times = clocks if self.times is None else self.times(clocks)
+        return torch.tensor(times, dtype=self.time, device=self.xs.device)
 
     @staticmethod
     def plain(result: Tensor) -> Tensor:
@@ -93,8 +101,18 @@ class NoiseKey:
     depth: int
 
 
+class RowsReport(TypedDict):
+    """How each row of a run ended: lists of one entry a row."""
+
+    t: list[float]
+    accepted: list[int]
+    rejected: list[int]
+    nfe: list[int]
+    status: list[str]
+
+
 class Report(TypedDict):
-    """How a run ended."""
+    """How a run ended; ``each`` where rows have steps of their own."""
 
     y: Tensor
     status: str
@@ -105,3 +123,4 @@ class Report(TypedDict):
     step: float
     rows: list[int]
     field_s: float
+    each: NotRequired[RowsReport]

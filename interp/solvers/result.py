@@ -10,13 +10,32 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class RowStats:
+    """What a solve with `per_row=True` did in each row.
+
+    Attributes:
+        t: (rows,) float64, where the row ended.
+        accepted, rejected: (rows,) int64, steps that it took and tried in vain.
+        nfe: (rows,) int64, evaluations that it asked for.
+        status: "done", "stopped" (by an event), or why it ended early; one a row.
+    """
+
+    t: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    nfe: Tensor
+    status: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Stats:
     """What a solve did.
 
     Attributes:
-        nfe: evaluations of the field (the model, the drift).
+        nfe: evaluations of the field (the model, the drift), each of a whole batch.
         steps: steps of the run, ``accepted``.
-        accepted, rejected: steps that were taken and tried in vain.
+        accepted, rejected: steps that were taken and tried in vain, of all rows together where each
+            has its own.
         wall_s: seconds from call to return.
         field_s: seconds of these inside the field.
         method, backend: what ran.
@@ -24,6 +43,7 @@ class Stats:
         seed: of the noise; None for an ODE.
         depth: levels of the Brownian tree; None for an ODE.
         gradient: how the run can be differentiated; None where its result is a constant.
+        rows: the same for each row, where rows have steps of their own.
     """
 
     nfe: int
@@ -38,6 +58,7 @@ class Stats:
     seed: int | None = None
     depth: int | None = None
     gradient: str | None = None
+    rows: RowStats | None = None
 
     def __str__(self) -> str:
         head = f"{self.method} on {self.backend}: {self.status}, {self.accepted} steps"
@@ -68,17 +89,17 @@ class StepState:
     """What a callback sees after each step.
 
     Attributes:
-        t: the time, in the caller's clock.
+        t: the time, in the caller's clock; (rows,) float64 with ``per_row=True``.
         x: the state there.
         nfe: evaluations so far.
         step: steps so far.
     """
 
-    t: float
+    t: float | Tensor
     x: Tensor
     nfe: int
     step: int
-    _data: Callable[[float, Tensor], Tensor | None]
+    _data: Callable[[float | Tensor, Tensor], Tensor | None]
 
     @cached_property
     def data(self) -> Tensor | None:

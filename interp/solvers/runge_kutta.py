@@ -7,11 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import host, spread
-from ..terms import ODE, PathODE
+from ..terms import ODE, Field, PathODE
 from . import rust_backend, torch_backend, torchdiffeq_backend
-from .plan import Engine, Plan, Request, clock, clock_reader, native, pose
+from .plan import Engine, Plan, Request, clock, clock_reader, cut, native, pose
 from .problem import Observer
 
+_ROWS: dict[str, Engine] = {
+    "rust": rust_backend.runge_kutta_rows,
+    "torch": torch_backend.runge_kutta_rows,
+}
 _ENGINES: dict[str, Engine] = {
     "rust": rust_backend.runge_kutta,
     "torch": torch_backend.runge_kutta,
@@ -39,9 +43,11 @@ def runge_kutta(
         y = spread(1 / at.scale(host(start)), x) * x
     marks = [tau[s] for s in saves]
     slope = term.slope(request.cond)
+    if request.per_row:
+        slope = _at_every_row(slope)
     detached = request.gradient is None and request.backend
     problem = pose(x, y, marks, slope, term.exact_time, detached or "torch")
-    problem.native = native(term, x, request)
+    problem.native = None if request.per_row else native(term, x, request)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
         problem.times = clock_reader(at)
@@ -49,14 +55,30 @@ def runge_kutta(
     method = request.method
     engine: Engine = _ENGINES[request.backend]
     head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
-    made = Plan(
-        engine, (head, taus, goal), problem, request.saves, request.asked, at, start, stop, last
-    )
+    arguments: tuple[Any, ...] = (head, taus, goal)
+    if request.per_row and goal is not None and x.numel() > 0:
+        engine, arguments = _ROWS[request.backend], (head, goal)
+        problem.cut = lambda rows: term.slope(cut(request.cond, rows, len(x)))
+        problem.xs.fill_(float("nan"))  # where a row ends early
+    made = Plan(engine, arguments, problem, request.saves, request.asked, at, start, stop, last)
     if observer is not None:
-        problem.observer = lambda tau, y, nfe: observer(
-            made.time(tau), made.state(made.time(tau), y), nfe
-        )
+        problem.observer = _told(observer, made)
     return made
+
+
+def _told(observer: Observer, made: Plan) -> Observer:
+    """The observer in the run's clock and coordinates."""
+
+    def observe(tau: float | list[float], y: Tensor, nfe: int) -> object:
+        t = made.times(tau) if isinstance(tau, list) else made.time(tau)
+        return observer(t, made.state(t, y), nfe)
+
+    return observe
+
+
+def _at_every_row(slope: Field) -> Field:
+    """A field that is told the time of each row, whether the run has one or many."""
+    return lambda t, y: slope(t.expand(len(y)), y)
 
 
 def _before_clean_data(term: PathODE, start: float, request: Request) -> float:

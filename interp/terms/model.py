@@ -217,7 +217,7 @@ class PathTerm:
         """The model at t (float64) and x, told the time that it wants, in x's dtype."""
         return like(call(self.model, self.path, self.time, t, x, cond), x, "the model")
 
-    def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
+    def data(self, t: float | Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The data estimate E[x1 | x] at t."""
         return self.as_view("data", host(t), x, cond)
 

@@ -227,7 +227,7 @@ class PathSDE(PathTerm):
             )
         return like(both[0], x, "the velocity"), like(both[1], x, "the score")
 
-    def data(self, t: float, x: Tensor, cond: Cond) -> Tensor:
+    def data(self, t: float | Tensor, x: Tensor, cond: Cond) -> Tensor:
         """The data estimate E[x1 | x] at t, from the score where the model gives one."""
         if self.exponential:
             return super().data(t, x, cond)

@@ -12,6 +12,7 @@ pub mod network;
 pub mod philox;
 pub mod real;
 pub mod recurrence;
+pub mod rows;
 pub mod runge_kutta;
 pub mod system;
 pub mod tableau;

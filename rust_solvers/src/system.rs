@@ -31,6 +31,26 @@ pub trait System<T: Real> {
     fn accepted(&mut self, t: f64, y: &mut Self::Buffer) -> Result<bool, Self::Error>;
 }
 
+/// A system whose rows may be at times of their own, and drop out.
+pub trait Rows<T: Real>: System<T> {
+    /// From here on states hold these rows of the batch alone, in this order.
+    fn select(&mut self, rows: &[usize]) -> Result<(), Self::Error>;
+    /// The field at a time for each row. The buffer holds the same content afterwards.
+    fn slope_at(&mut self, times: &[f64], y: &mut Self::Buffer)
+    -> Result<Self::Slope, Self::Error>;
+    /// Let `write` fill the place of a row of the batch at the `index`-th output time.
+    fn save_row<R>(
+        &mut self,
+        index: usize,
+        row: usize,
+        write: impl FnOnce(&mut [T]) -> R,
+    ) -> Result<R, Self::Error>;
+    /// Whether somebody wants to be told of steps.
+    fn watched(&self) -> bool;
+    /// Tell where all rows of the batch are; which of them should stop there.
+    fn moved(&mut self, times: &[f64], y: &mut Self::Buffer) -> Result<Vec<usize>, Self::Error>;
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

@@ -1,6 +1,7 @@
 """The same methods in torch: any device, differentiable, the same numbers to rounding."""
 
 from .recurrence import euler_maruyama
+from .rows import runge_kutta_rows
 from .runge_kutta import runge_kutta
 
-__all__ = ["euler_maruyama", "runge_kutta"]
+__all__ = ["euler_maruyama", "runge_kutta", "runge_kutta_rows"]

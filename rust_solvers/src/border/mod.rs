@@ -17,8 +17,9 @@ use crate::network::Number;
 use crate::philox::{Rows, fill_normals, philox, stream_keys};
 use crate::real::Precision;
 use crate::recurrence::{self, Recurrence};
+use crate::rows;
 use crate::runge_kutta::{Adaptive, Run, Steps};
-use crate::system::{Outcome, System};
+use crate::system::{Outcome, Rows as _, System};
 use crate::tableau::Tableau;
 use crate::threads::share;
 use native::{Native, NativeField};
@@ -49,11 +50,14 @@ struct Problem<'py> {
     time: Bound<'py, PyAny>,
     /// Any kind of tensor made a contiguous one of torch's own class.
     plain: Bound<'py, PyAny>,
+    /// `cut(rows) -> field`, the field of some of the rows; None where all always go together.
+    cut: Option<Bound<'py, PyAny>>,
     /// `observer(t, x, nfe)`, called after each accepted step; a true answer stops the run there.
     observer: Option<Bound<'py, PyAny>>,
 }
 
-/// The tensor by which the field is told the time: one for the whole run, unless somebody keeps it.
+/// The tensor by which the field is told the time, or that of each row: one for the whole run, unless
+/// somebody keeps it.
 struct Clock<'py> {
     torch: Torch<'py>,
     now: Option<Now>,
@@ -65,9 +69,10 @@ enum Now {
 }
 
 impl<'py> Clock<'py> {
-    fn new(problem: &Problem<'py>) -> PyResult<Self> {
-        let nothing = PyTuple::empty(problem.time.py());
-        let torch = Torch::of(&problem.time, nothing, 1, problem.plain.clone())?;
+    /// One time, or one for each of `rows`.
+    fn new(problem: &Problem<'py>, rows: Option<usize>) -> PyResult<Self> {
+        let shape = PyTuple::new(problem.time.py(), rows)?;
+        let torch = Torch::of(&problem.time, shape, rows.unwrap_or(1), problem.plain.clone())?;
         let now = Some(match torch.precision {
             Precision::Single => Now::Single(torch.buffer()?),
             Precision::Double => Now::Double(torch.buffer()?),
@@ -75,16 +80,16 @@ impl<'py> Clock<'py> {
         Ok(Clock { torch, now })
     }
 
-    fn set(&mut self, t: f64) -> PyResult<()> {
+    fn set(&mut self, times: &[f64]) -> PyResult<()> {
         self.now = match self.now.take() {
             Some(Now::Single(buffer)) => {
                 let mut buffer = buffer.renewed(&self.torch)?;
-                buffer.as_mut().fill(t as f32);
+                buffer.as_mut().iter_mut().zip(times).for_each(|(now, &t)| *now = t as f32);
                 Some(Now::Single(buffer))
             }
             Some(Now::Double(buffer)) => {
                 let mut buffer = buffer.renewed(&self.torch)?;
-                buffer.as_mut().fill(t);
+                buffer.as_mut().copy_from_slice(times);
                 Some(Now::Double(buffer))
             }
             None => None,
@@ -102,7 +107,9 @@ impl<'py> Clock<'py> {
 
 struct PySystem<'py, T> {
     py: Python<'py>,
+    /// What states look like now, and what the whole batch does.
     torch: Torch<'py>,
+    batch: Torch<'py>,
     problem: Problem<'py>,
     outputs: Outputs<'py>,
     times: VecDeque<f64>,
@@ -119,11 +126,13 @@ impl<'py, T: Number> PySystem<'py, T> {
         let native = problem.native.take().map(|field| Native::new(field, rows)).transpose()?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
+        let batch = Torch::like(&y, problem.plain.clone())?;
         let y = Buffer::of(&torch, &y)?;
-        let time = Clock::new(&problem)?;
+        let time = Clock::new(&problem, None)?;
         let system = PySystem {
             py,
             torch,
+            batch,
             problem,
             outputs,
             times: VecDeque::new(),
@@ -145,6 +154,14 @@ impl<'py, T: Number> PySystem<'py, T> {
         let slope = self.torch.take(result?, &self.pool)?;
         y.reclaim(&self.torch, "the field")?;
         Ok(slope)
+    }
+
+    /// What the field is told when the run's clock shows `times`.
+    fn told(&self, times: &[f64]) -> PyResult<Vec<f64>> {
+        match &self.problem.times {
+            Some(read) => read.call1((times.to_vec(),))?.extract(),
+            None => Ok(times.to_vec()),
+        }
     }
 
     fn report(self, outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
@@ -175,10 +192,7 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         if let Some(native) = &mut self.native {
             return native.announce(times);
         }
-        self.times = match &self.problem.times {
-            Some(read) => read.call1((times.to_vec(),))?.extract::<Vec<f64>>()?.into(),
-            None => times.to_vec().into(),
-        };
+        self.times = self.told(times)?.into();
         Ok(())
     }
 
@@ -195,7 +209,7 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         let now = self.times.pop_front().ok_or_else(|| {
             PyValueError::new_err("`times` gave fewer times than it was asked for")
         })?;
-        self.time.set(now)?;
+        self.time.set(&[now])?;
         self.nfe += 1;
         let field = self.problem.field.clone();
         self.call(&field, y)
@@ -224,6 +238,51 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         y.reclaim(&self.torch, "the callback")?;
         self.native.as_mut().map_or(Ok(()), Native::renew)?;
         Ok(stop)
+    }
+}
+
+impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
+    fn select(&mut self, rows: &[usize]) -> PyResult<()> {
+        self.torch = self.batch.with_rows(rows.len())?;
+        self.time = Clock::new(&self.problem, Some(rows.len()))?;
+        if let Some(cut) = &self.problem.cut {
+            self.problem.field = cut.call1((rows.to_vec(),))?;
+        }
+        Ok(())
+    }
+
+    fn slope_at(&mut self, times: &[f64], y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+        let told = self.told(times)?;
+        if told.len() != times.len() {
+            return Err(PyValueError::new_err("`times` gave another number of times"));
+        }
+        self.time.set(&told)?;
+        self.nfe += 1;
+        let field = self.problem.field.clone();
+        self.call(&field, y)
+    }
+
+    fn save_row<R>(
+        &mut self,
+        index: usize,
+        row: usize,
+        write: impl FnOnce(&mut [T]) -> R,
+    ) -> PyResult<R> {
+        let len = self.problem.row;
+        Ok(write(&mut self.outputs.place(&self.batch, index)?[row * len..(row + 1) * len]))
+    }
+
+    fn watched(&self) -> bool {
+        self.problem.observer.is_some()
+    }
+
+    fn moved(&mut self, times: &[f64], y: &mut Buffer<T>) -> PyResult<Vec<usize>> {
+        let Some(observer) = &self.problem.observer else {
+            return Ok(Vec::new());
+        };
+        let stopped = observer.call1((times.to_vec(), &y.tensor, self.nfe))?;
+        y.reclaim(&self.batch, "the callback")?;
+        if stopped.is_none() { Ok(Vec::new()) } else { stopped.extract() }
     }
 }
 
@@ -363,6 +422,40 @@ fn runge_kutta<'py>(
     by_dtype!(posed, run, &tableau, &steps)
 }
 
+/// Integrate each row of `problem` by an explicit Runge-Kutta method with steps of its own.
+#[pyfunction]
+fn runge_kutta_rows<'py>(
+    problem: Bound<'py, PyAny>,
+    tableau: TableauNumbers,
+    adaptive: AdaptiveNumbers,
+) -> PyResult<Bound<'py, PyDict>> {
+    let tableau = tableau.checked()?;
+    let posed = pose(&problem)?;
+    let goal = adaptive.checked(&tableau, posed.0.row)?;
+    fn run<'py, T: Number>(
+        posed: Posed<'py>,
+        tableau: &Tableau,
+        goal: &Adaptive,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (row, saves) = (posed.0.row, posed.0.saves.clone());
+        let (mut system, y) = PySystem::<T>::new(posed)?;
+        let count = system.batch.len.checked_div(row).unwrap_or(0);
+        system.select(&(0..count).collect::<Vec<_>>())?;
+        let run = rows::Run::new(&mut system, tableau, goal, row, &saves, y)?;
+        let (outcome, ended) = run.integrate()?;
+        let report = system.report(outcome)?;
+        let each = PyDict::new(report.py());
+        each.set_item("t", ended.iter().map(|row| row.t).collect::<Vec<_>>())?;
+        each.set_item("accepted", ended.iter().map(|row| row.accepted).collect::<Vec<_>>())?;
+        each.set_item("rejected", ended.iter().map(|row| row.rejected).collect::<Vec<_>>())?;
+        each.set_item("nfe", ended.iter().map(|row| row.nfe).collect::<Vec<_>>())?;
+        each.set_item("status", ended.iter().map(|row| row.status.name()).collect::<Vec<_>>())?;
+        report.set_item("each", each)?;
+        Ok(report)
+    }
+    by_dtype!(posed, run, &tableau, &goal)
+}
+
 /// What keys the noise of a run.
 #[derive(FromPyObject)]
 struct NoiseNumbers {
@@ -483,6 +576,7 @@ fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<tensor::Memory>()?;
     module.add_class::<native::Network>()?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
+    module.add_function(wrap_pyfunction!(runge_kutta_rows, module)?)?;
     module.add_function(wrap_pyfunction!(euler_maruyama, module)?)?;
     module.add_function(wrap_pyfunction!(normals, module)?)?;
     module.add_function(wrap_pyfunction!(brownian, module)?)?;

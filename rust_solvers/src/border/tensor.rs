@@ -140,6 +140,17 @@ impl<'py> Torch<'py> {
         Ok(Torch { py, library, precision, plain, shape, len })
     }
 
+    /// The same for tensors of another number of rows.
+    pub fn with_rows(&self, rows: usize) -> PyResult<Self> {
+        let shape = self.shape.to_list();
+        let before: usize = shape.get_item(0)?.extract()?;
+        shape.set_item(0, rows)?;
+        let shape = shape.to_tuple();
+        let len = self.len / before.max(1) * rows;
+        let Torch { py, library, precision, .. } = *self;
+        Ok(Torch { py, library, precision, plain: self.plain.clone(), shape, len })
+    }
+
     fn dtype(&self) -> &Bound<'py, PyAny> {
         match self.precision {
             Precision::Single => self.library.float32.bind(self.py),
