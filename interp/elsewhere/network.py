@@ -71,15 +71,7 @@ class Network(nn.Module):
             raise
         found = predicted(found, x, self.reading.learned_variance)
         found = -found if self.reading.flipped else found
-        return self._held(found, told, x) if isinstance(self.time, tuple) else found
-
-    def _held(self, found: Tensor, told: Tensor, x: Tensor) -> Tensor:
-        """The view at ``told``; below index 0 that of the noise that the network tells at 0."""
-        if self.view == "noise" or not bool((told < 0).any()):
-            return found
-        path, when = self.reading.path, self.reading.when
-        noise = path.convert(found, self.view, "noise", x, when(told.clamp(min=0)))
-        return path.convert(noise, "noise", self.view, x, when(told))
+        return held(self.reading, found, told, x)
 
     def timestep(self, told: Tensor, x: Tensor) -> Tensor:
         """The network's timestep for each row: int64 where it is an index of a table, else floating."""
@@ -107,6 +99,16 @@ def check_network(net: object) -> None:
             "1000), and it is not guessed. Give a function net(x, timestep, **cond) that calls it as its "
             "pipeline does."
         )
+
+
+def held(reading: Reading, found: Tensor, told: Tensor, x: Tensor) -> Tensor:
+    """The view at ``told``; below index 0 of a table that of the noise that the network tells at 0."""
+    indexed = isinstance(reading.time, tuple)
+    if not indexed or reading.view == "noise" or not bool((told < 0).any()):
+        return found
+    path, when, view = reading.path, reading.when, reading.view
+    noise = path.convert(found, view, "noise", x, when(told.clamp(min=0)))
+    return path.convert(noise, "noise", view, x, when(told))
 
 
 def predicted(found: object, x: Tensor, split: bool = False) -> Tensor:

@@ -131,10 +131,12 @@ def programme(
 def _order(
     path: Interpolant, view: str, method: str, grid: list[float], options: Mapping[str, Any]
 ) -> int:
-    """How often a step asks the model: what the second step of a short run adds."""
-    counts: list[int] = []
-    _run(path, view, method, grid[:4], options, 64, basis=False, counts=counts)
-    return counts[1] - counts[0] if len(counts) > 1 else counts[0]
+    """How often a step asks the model: what one more step at the beginning of a short run adds."""
+    short, shorter = (
+        len(_run(path, view, method, grid[-n:], options, 64, basis=False)[0].times) if n > 1 else 0
+        for n in (min(len(grid), 4), min(len(grid), 4) - 1)
+    )
+    return short - shorter
 
 
 def _draws(method: str, options: Mapping[str, Any]) -> bool:
@@ -143,7 +145,7 @@ def _draws(method: str, options: Mapping[str, Any]) -> bool:
 
 def _run(
     path: Interpolant, view: str, method: str, grid: list[float], options: Mapping[str, Any],
-    width: int, basis: bool, counts: list[int] | None = None,
+    width: int, basis: bool,
 ) -> tuple[_Recorder, int]:  # fmt: skip
     """One run of a row of ``width``, from the unit vector 0 or from 0; the depth of its noise tree."""
     model = _Recorder(basis)
@@ -155,11 +157,9 @@ def _run(
         term: Any = path.sde(model, view=view, time="t", diffusion=eps)
     else:
         term = path.ode(model, view=view, time="t")
-    count = None if counts is None else (lambda state: counts.append(state.nfe))
     with torch.no_grad():
-        solution = solve(
-            term, x, (grid[0], grid[-1]), method, grid=grid, seed=0, callback=count, **options
-        )
+        ends = (grid[0], grid[-1])
+        solution = solve(term, x, ends, method, grid=grid, seed=0, **options)
     model.points.append(solution.x[0])
     return model, solution.stats.depth or 0
 

@@ -15,7 +15,7 @@ from ..interpolant import Interpolant
 from ..solvers.catalogue import find
 from ..terms import told
 from .diffusers import reading_of
-from .network import predicted
+from .network import held, predicted
 from .nodes import IN_SIGMA, nodes, takes
 from .programme import Programme, programme
 from .reading import meaning
@@ -216,7 +216,7 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return stamps.long() if whole else stamps.float()
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The first stage at this timestep.
+        """The first stage at this timestep, where there are several that of a step's beginning.
 
         Raises:
             OptionError: there is none.
@@ -227,7 +227,8 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise OptionError(
                 f"timestep {float(timestep):g} is not one of this run. Give scheduler.timesteps in order."
             )
-        return int(here[0])
+        first: list[int] = here.flatten().tolist()
+        return next((i for i in first if i % self.order == 0), first[0])
 
     def _begin(self, timestep: Any) -> tuple[Programme, int]:
         """The programme, and the number in it of the stage to run: at first that of any step."""
@@ -316,9 +317,11 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _value(self, output: Tensor, t: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The view that the programme takes, and the data estimate where it is known or clipped."""
-        reading = self._reading
+        reading, at = self._reading, torch.tensor(t, dtype=torch.float64)
         if reading.preconditioned is not None:
-            output = reading.preconditioned.denoised(output, torch.tensor(t).double(), x)
+            output = reading.preconditioned.denoised(output, at, x)
+        else:
+            output = held(reading, output, told(reading.path, reading.time, at), x)
         if not (self._clips or self._thresholds):
             return output, output if reading.view == "data" else None
         path, view = reading.path, reading.view
