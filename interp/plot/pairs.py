@@ -47,7 +47,7 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
     room = 0.05 * float((high - low).max()) or 1.0
     shape = float((high - low)[1] + 2 * room) / float((high - low)[0] + 2 * room)
     width = 3.7
-    figure, axes = style.figure(1, len(named), (width * len(named), width * shape + 0.55))
+    figure, axes = style.figure(1, len(named), (width * len(named), width * shape + 0.75))
     for (name, pair), panel in zip(named.items(), axes, strict=True):
         x0, x1 = (p.detach().cpu().double() for p in pair)
         lines = torch.stack([x0, x1], dim=1).numpy()
@@ -69,7 +69,7 @@ def coupling(pairs: Pair | Mapping[str, Pair], *, to: style.To | None = None) ->
         panel.set_aspect("equal")
         bare(panel)
         cost = float((x1 - x0).square().sum(1).mean())
-        style.name_axes(panel, title=f"{name}{', ' if name else ''}mean |x1 − x0|² = {cost:.3g}")
+        style.name_axes(panel, title=f"{name}\nmean |x1 − x0|² = {cost:.3g}".strip())
     dots = list(axes[0].collections)[1:]
     style.header(figure, dots, ("x0, base", "x1, data"), (style.BASE, style.DATA))
     return style.finish(style.fit(figure), to)
