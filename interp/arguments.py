@@ -125,6 +125,10 @@ def check_element(time: Tensor, x: Tensor, element: tuple[int, ...]) -> None:
 
 def require_floating(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise OptionError(
+                f"{name} is a {type(tensor).__name__}. Give a tensor, e.g. torch.as_tensor({name})."
+            )
         if not tensor.is_floating_point():
             raise OptionError(
                 f"{name} has dtype {tensor.dtype}. Give floating-point points, e.g. {name}.float()."

@@ -207,7 +207,8 @@ def checked(name: str, function: Scalar | Schedule) -> Schedule:
 
     Raises:
         ScheduleError: naming the function, t and the value, where it is not elementwise, not
-            float64, not finite on [0, 1], or its derivative is not finite on (0, 1).
+            float64, not finite on [0, 1], not continuous inside, or its derivative is not finite on
+            (0, 1) or, where given, not its own.
     """
     if not callable(function):
         raise ScheduleError(
@@ -241,6 +242,8 @@ def checked(name: str, function: Scalar | Schedule) -> Schedule:
             "operations that can be differentiated (no detach, no numpy), or give a "
             "Schedule(function, derivative)."
         )
+    _check_continuous(name, schedule, values)
+    _check_derivative(name, schedule, values)
     return _exact_zeros(schedule, values)
 
 
@@ -264,6 +267,47 @@ def _check_finite(name: str, values: Tensor, prime: str, at: Tensor) -> None:
             f"{name}{prime}({t:.9g}) is {value}. A schedule must be finite {where}; rewrite it so "
             "that nothing is divided by zero there (sinc, expm1, log1p), or give its derivative "
             "by Schedule(function, derivative)."
+        )
+
+
+def _check_continuous(name: str, schedule: Schedule, values: Tensor) -> None:
+    """Refuse a jump inside (0, 1), of which a derivative knows nothing.
+
+    Every cell of the grid shrinks 32^5-fold towards where the function moves most: what is
+    continuous then moves by its slope times 2e-10.
+    """
+    t = GRID[_INSIDE]
+    low, high = t[:-1], t[1:]
+    rows, share = torch.arange(len(low)), torch.linspace(0, 1, 33, dtype=t.dtype)
+    for _ in range(5):
+        points = low[:, None] + (high - low)[:, None] * share
+        moved = schedule(points).diff(dim=1).abs().reshape(len(low), 32, -1).amax(2)
+        most = moved.argmax(1)
+        low, high = points[rows, most], points[rows, most + 1]
+    largest, where = moved.amax(1).max(0)
+    if largest > 1e-6 * values.abs().max():
+        before, after = (schedule(at[where]).flatten() for at in (low, high))
+        k = (after - before).abs().argmax()
+        raise ScheduleError(
+            f"{name}(t) jumps at t = {low[where].item():.6g}, from {before[k].item():.6g} to "
+            f"{after[k].item():.6g}, and no derivative knows of it. Join pieces that meet."
+        )
+
+
+def _check_derivative(name: str, schedule: Schedule, values: Tensor) -> None:
+    """Refuse a given derivative that is not that of its function, at times where no knot is likely."""
+    if schedule._derivative is None:
+        return
+    t, h = (torch.arange(128, dtype=torch.float64) + 0.37) / 128, 1e-6
+    slope, moved = schedule.derivative(t), (schedule(t + h) - schedule(t - h)) / (2 * h)
+    # Rounding is 1e-10 of the values; a cell's slope may still bend by a thousandth within 2 h.
+    wrong = (slope - moved).abs() > 1e-3 * (slope.abs() + values.abs().max())
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0])
+        raise ScheduleError(
+            f"{name}'({t[at[0]].item():.6g}) was given as {slope[at].item():.6g}, but {name} moves by "
+            f"{moved[at].item():.6g} a unit of time there. Give the derivative of the function itself, "
+            "or leave it out to have it differentiated."
         )
 
 

@@ -355,7 +355,7 @@ def test_names_are_what_from_config_builds():
     closed = {path.config["name"] for path, _ in PATHS.values()}
     assert set(schedules.names()) >= closed
     for name in closed - {"with_gamma"}:
-        assert schedules.from_config({"name": name}).config["name"] == name
+        assert schedules.from_config({"name": name}).config == schedules.from_config(name).config
     for name in schedules.names():
         assert callable(getattr(schedules, name))
 
@@ -364,6 +364,8 @@ def test_names_are_what_from_config_builds():
     ("config", "error", "says"),
     [
         ({"name": "liner"}, UnknownName, "linear"),
+        ("liner", UnknownName, "linear"),
+        (3, OptionError, "int"),
         ({"name": 3}, UnknownName, "linear"),
         ({"theta": 1.0}, OptionError, '"name"'),
         ({"name": "trigonometric", "teta": 1.0}, UnknownName, "theta"),
@@ -506,3 +508,30 @@ def test_a_learned_schedule_passes_gradients_through_value_and_slope():
 def test_what_a_schedule_returns_is_checked(function, says):
     with pytest.raises(ScheduleError, match=says):
         Schedule(function)(torch.rand(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("beta", "says"),
+    [
+        (lambda t: t / 2 + 0.5 * (t > 0.5), r"jumps at t = 0.5, from 0.25 to 0.75"),
+        (lambda t: t + 1e-4 * (t > 0.123456), r"jumps at t = 0.123456"),
+        (lambda t: torch.stack([t, t + (t > 0.3)], -1), r"jumps at t = 0.3, from 0.3 to 1.3"),
+        (Schedule(lambda t: t * t, lambda t: t), r"given as 0.0028\d+, but beta moves by 0.0057"),
+    ],
+)
+def test_a_derivative_that_is_not_the_functions_is_seen(beta, says):
+    with pytest.raises(ScheduleError, match=says):
+        Interpolant(lambda t: 1 - t, beta, gaussian_base=False)
+
+
+@pytest.mark.parametrize(
+    "beta",
+    [
+        lambda t: torch.sigmoid(1e3 * (t - 0.4)) + 1e-300,  # steep, not broken
+        lambda t: t + (t - 0.5).abs(),  # a kink
+        torch.sqrt,
+        lambda t: t.pow(0.1),
+    ],
+)
+def test_what_is_steep_or_has_a_kink_is_continuous(beta):
+    Interpolant(lambda t: 1 - t, beta, gaussian_base=False)

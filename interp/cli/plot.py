@@ -273,7 +273,9 @@ class Coupled(Picture):
         for name in self.names:
             coupling = couplings.from_config(config(name))
             generator = torch.Generator().manual_seed(self.seed)
-            pairs[name.replace("_", " ").replace(":", ", ")] = coupling(x0, x1, generator=generator)[:2]  # type: ignore[assignment]
+            pairs[name.replace("_", " ").replace(":", ", ")] = coupling(
+                x0, x1, generator=generator
+            )[:2]  # type: ignore[assignment]
         plot.coupling(pairs, to=self.out)
         say(f"The picture is in {self.out}.")
 

@@ -51,22 +51,27 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(HOME))
 
 
-def from_config(config: Mapping[str, object]) -> Interpolant:
+def from_config(config: str | Mapping[str, object]) -> Interpolant:
     """The path that a ``path.config`` describes: {"name": ..., and the builder's arguments}.
 
     Every argument is JSON: numbers, strings, lists of them. A mapping with a "name", also one
     inside a list, is the config of a path and is built first: a path composed of others stores
-    theirs.
+    theirs. A name alone is the path of the default options.
 
     Raises:
         OptionError: no name, an argument that is missing, or one whose value makes no sense.
         UnknownName: a name or an argument that does not exist.
     """
-    options = dict(config)
+    if not isinstance(config, str | Mapping):
+        raise OptionError(
+            f"a {type(config).__name__} is no config of a schedule. Give a name, or a mapping such as "
+            '{"name": "linear"}.'
+        )
+    options = {"name": config} if isinstance(config, str) else dict(config)
     name = options.pop("name", None)
     if name is None:
         raise OptionError(
-            f'the schedule {dict(config)} has no "name". Give one of {", ".join(names())}.'
+            f'the schedule {options} has no "name". Give one of {", ".join(names())}.'
         )
     home = (HOME | COMPOSED).get(str(name))
     if home is None:
@@ -79,7 +84,7 @@ def from_config(config: Mapping[str, object]) -> Interpolant:
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise OptionError(
-                f'the schedule {name} needs "{parameter.name}", and {dict(config)} has none. Give it.'
+                f'the schedule {name} needs "{parameter.name}", and {config} has none. Give it.'
             )
     built = {option: _built(value) for option, value in options.items()}
     path: Interpolant = builder(**built)

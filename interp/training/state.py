@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,7 +176,7 @@ class State:
 def misfit(family: str, error: Exception) -> CheckpointError:
     """The error for saved weights that do not fit a family."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = lines[1] if len(lines) > 1 else lines[0]
+    why = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ... and so on")
     return CheckpointError(
         f"the saved weights do not fit this {family}: {why.rstrip('.')}. Make the family with the "
         "options that it was trained with."
