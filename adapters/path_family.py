@@ -23,7 +23,7 @@ from interp.terms import PathODE, PathSDE
 
 from . import networks
 from .arguments import check_label, given, recorded, split
-from .protocol import Batch, Family
+from .protocol import Batch, Family, checked_shape
 
 Label = Tensor | Sequence[int] | int | None
 
@@ -121,6 +121,7 @@ class PathFamily(Family):
                 f"this path was built with gaussian_base=False, and {self.name} draws x0 ~ N(0, 1). "
                 "Build it with gaussian_base=True."
             )
+        shape = checked_shape(shape)  # before a network is made for it
         made, kind = networks.resolve(network, shape, classes, width)
         config = {
             "network": kind, **own, "classes": classes, "width": width,

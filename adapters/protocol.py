@@ -46,7 +46,7 @@ class Family(nn.Module):
         self, shape: Sequence[int], config: Mapping[str, Any] | None = None, *, lr: float = 1e-3
     ) -> None:
         super().__init__()
-        self.shape = _checked_shape(shape)
+        self.shape = checked_shape(shape)
         if not (lr > 0 and math.isfinite(lr)):
             raise OptionError(f"lr is {lr}. Give a positive learning rate, such as 1e-3.")
         self.lr = lr
@@ -142,7 +142,12 @@ class Family(nn.Module):
         return names[min(step * len(names) // total, len(names) - 1)]
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of one data point.
+
+    Raises:
+        OptionError: no sizes, or one that is not positive.
+    """
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:

@@ -15,7 +15,9 @@ from .between import Between
 from .coefficients import Coefficients
 from .errors import UndeterminedView, Unsupported
 from .interpolant import Interpolant, Model
-from .terms.model import call, check_callable, check_own_view, check_time_name, own_time, own_view
+from .terms.model import (
+    call, check_callable, check_own_path, check_own_view, check_time_name, own_time, own_view,
+)  # fmt: skip
 
 
 class Adapted:
@@ -50,6 +52,7 @@ class Adapted:
         check_time_name(time)
         views.check(view)
         check_own_view(model, view)
+        check_own_path(model, trained_on)
         self.path, self.model, self.trained_on = path, model, trained_on
         self.source, self.told = view, time
         self.between: Between = path.between(trained_on)

@@ -37,7 +37,7 @@ from .arguments import (
 from .coefficients import Coefficients
 from .errors import FieldError, OptionError, UndeterminedView
 from .noise import normal_like
-from .terms.model import call, check_own_view, check_time_name
+from .terms.model import call, check_own_path, check_own_view, check_time_name
 from .weights import Learned, Weight
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Regression(nn.Module):
             FieldError: a model that returns something else than a tensor of x's shape.
         """
         check_own_view(model, self.view)
+        check_own_path(model, self.path)
         drawn = x0 is None and self.coupling is None
         x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
         z = None if self.path.gamma is None else normal_like(x1, generator)

@@ -134,7 +134,8 @@ def test_from_end_to_end_it_samples_as_the_exact_model(kind, name):
     truth = LAW.flow(path)(0.0, 1.0, POINTS)
     assert (sol.x - truth).abs().max() < 1e-4  # dozens of steps of such errors
     with pytest.raises(OptionError, match='view="data"'):
-        path.ode(model)
+        path.ode(model, view="velocity")
+    assert path.ode(model).view == "data"
     with pytest.raises(OptionError, match='view="data"'):
         Regression(path, "velocity")(model, POINTS)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import interp
 from interp import schedules
-from interp.errors import TimeError
+from interp.errors import OptionError, TimeError
 from interp.terms import (
     ODE,
     SDE,
@@ -313,3 +313,20 @@ def test_first_usable_times() -> None:
     data.check(0.999, 0.0)
     with pytest.raises(TimeError, match="sigma is 0"):
         data.check(1.0, 0.0)
+
+
+def test_a_model_that_says_its_path_is_refused_on_another() -> None:
+    cosine, linear = schedules.cosine(), schedules.linear()
+    x, law = torch.randn(3, 2), interp.exact.Gaussian([0.0, 0.0], 1.0)
+    adapted = cosine.adapt(law.data(linear), trained_on=linear, view="data")
+    scaled = interp.precondition(lambda t, x: x, cosine)
+    for model in (adapted, scaled):
+        for use in (
+            lambda model=model: linear.ode(model),
+            lambda model=model: linear.sde(model, diffusion=1.0),
+            lambda model=model: linear.adapt(model, trained_on=schedules.edm()),
+            lambda model=model: interp.losses.Regression(linear, "data")(model, x),
+        ):
+            with pytest.raises(OptionError, match=r"one on cosine\(.*not on \w+\("):
+                use()
+        schedules.cosine().ode(model)  # the same path, built again

@@ -360,7 +360,7 @@ def _bar(request: Request) -> Iterator[Bar]:
         yield show
 
 
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 def _observer(

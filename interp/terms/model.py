@@ -125,6 +125,24 @@ def check_own_view(model: Model, view: str) -> None:
         raise OptionError(f'the model returns the {own}, not the {view}. Give view="{own}".')
 
 
+def check_own_path(model: Model, path: Interpolant) -> None:
+    """Refuse a model that says which path it is on, where it is on another.
+
+    Raises:
+        OptionError: names both paths.
+    """
+    from ..interpolant import Interpolant
+
+    own = getattr(model, "path", None)
+    if not isinstance(own, Interpolant) or own is path:
+        return
+    if own.config is None or own.config != path.config:
+        raise OptionError(
+            f"the model is one on {own}, not on {path}. Give path.adapt(model, trained_on=its path), or "
+            "make it on this path."
+        )
+
+
 def own_view(model: Model, given: str | None) -> str:
     """The view that was ``given``, or else the model's own, or else the velocity."""
     if given is not None:
@@ -182,6 +200,7 @@ class PathTerm:
         view, time = own_view(model, view), own_time(model, time)
         _check_view(path, view)
         check_own_view(model, view)
+        check_own_path(model, path)
         check_time_name(time)
         if path.element and time in ("sigma", "log_snr"):
             raise OptionError(
