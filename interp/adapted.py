@@ -16,8 +16,14 @@ from .coefficients import Coefficients
 from .errors import UndeterminedView, Unsupported
 from .interpolant import Interpolant, Model
 from .terms.model import (
-    call, check_callable, check_own_path, check_own_view, check_time_name, own_time, own_view,
-)  # fmt: skip
+    call,
+    check_callable,
+    check_own_path,
+    check_own_view,
+    check_time_name,
+    own_time,
+    own_view,
+)
 
 
 class Adapted:
