@@ -97,6 +97,10 @@ def _uncompilable(message: str, node: str, obstacles: list[str]) -> Uncompilable
     return Uncompilable(message, node=node, obstacles=obstacles)
 
 
+class StiffWarning(UserWarning):
+    """A run of an explicit method that stability held back; the message names what would not be."""
+
+
 class SolveError(InterpError, RuntimeError):
     """A solve that could not go on.
 
@@ -105,7 +109,7 @@ class SolveError(InterpError, RuntimeError):
         step: how many steps had been accepted.
         rows: indices of the rows that are not finite (empty where that is not the reason).
         last: the last good state, at ``time``.
-        reason: a short word: ``non_finite``, ``step_underflow`` or ``too_many_steps``.
+        reason: a short word: ``non_finite``, ``step_underflow``, ``too_many_steps`` or ``no_convergence``.
     """
 
     def __init__(

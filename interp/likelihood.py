@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +19,7 @@ from torch import Generator, Tensor
 from . import noise, solvers, terms
 from .arguments import require_floating
 from .errors import DataError, FieldError, OptionError, UnknownName, Unsupported
+from .solvers.torch_backend.run import load_forward_mode
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -148,7 +148,7 @@ def _exact(field: Field) -> Divergence:
             v, slope = torch.func.jvp(f, (x,), (direction.expand_as(x),))[:2]
             return v, (slope * direction).flatten(1).sum(1)
 
-        _load_forward_mode()
+        load_forward_mode()
         chunk = max(1, _CHUNK // max(1, x.numel()))
         try:
             parts = [torch.func.vmap(diagonal)(some) for some in torch.split(basis, chunk)]
@@ -183,15 +183,6 @@ def _checked(field: Field, t: Tensor, x: Tensor) -> Tensor:
             "like x."
         )
     return v
-
-
-@functools.cache
-def _load_forward_mode() -> None:
-    """Make torch load its forward-mode rules, which warns about a part of torch itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
-        one = torch.ones(())
-        torch.func.jvp(torch.neg, (one,), (one,))
 
 
 # Densities of images in bits

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..arguments import host, mapping, now, real, transforming
-from ..errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
+from ..errors import FieldError, OptionError, SolveError, StiffWarning, UnknownName, Unsupported
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
-from . import ending, gradients, grids
+from . import ending, gradients, grids, stiffness
 from .catalogue import METHODS, Method, find
 from .plan import Plan, Request, failure
 from .problem import Observer, Report
@@ -109,8 +109,11 @@ def solve(
         else:
             engine = gradients.engine(request.gradient, made.engine)
             report = engine(made.problem, *made.arguments)
+        stiff = _stiff(chosen, request, made, report)
         if report["status"] != "done" and method_options.get("on_failure") != "partial":
-            raise failure(made, report)
+            raise failure(made, report, stiff)
+        if stiff is not None:
+            warnings.warn(stiff, StiffWarning, stacklevel=2)
         return _solution(term, request, made, report, observer, began)
 
 
@@ -248,6 +251,13 @@ def _check_options(method: Method, options: Mapping[str, Any]) -> None:
 
 def _gradient(name: str | None, method: Method, x: Tensor, backend: str) -> str | None:
     """How to differentiate the run, after a check that it can be."""
+    if method.implicit:
+        if name is not None or _differentiated(x):
+            raise Unsupported(
+                f"{method.name} solves for its stages and gives no gradients. Use an explicit method, or "
+                "torch.no_grad()."
+            )
+        return None
     if name is None:
         asked = backend in ("torch", "torchdiffeq") and torch.is_grad_enabled()
         return "direct" if asked or _differentiated(x) else None
@@ -276,7 +286,11 @@ def _backend(
     native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     recorded = gradient not in (None, "adjoint")  # the adjoint's runs record nothing
     if name == "auto":
-        return "rust" if native and not recorded else "torch"
+        return "rust" if native and not recorded and "rust" in method.backends else "torch"
+    if name == "rust" and "rust" not in method.backends:
+        raise Unsupported(
+            f'{method.name} needs derivatives of the field, which torch has. Use backend="torch".'
+        )
     if name == "rust" and (not native or recorded):
         why = (
             f"this run is to be differentiated ({gradient})"
@@ -388,6 +402,14 @@ def _observer(
 
 
 # Results
+
+
+def _stiff(method: Method, request: Request, made: Plan, report: Report) -> str | None:
+    """The complaint about a stiff field under an explicit method whose steps adapted."""
+    adapted = method.adaptive and request.grid is None and not method.implicit
+    if not adapted or transforming():
+        return None
+    return stiffness.complaint(made, report)
 
 
 def _nothing(made: Plan) -> Report:

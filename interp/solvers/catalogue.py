@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UnknownName
 from . import tableaus
 from .dop853 import DOP853
+from .esdirk import KENCARP4, KVAERNO3
 from .euler_maruyama import euler_maruyama
 from .plan import Plan
 from .runge_kutta import runge_kutta
@@ -59,8 +60,13 @@ class Method:
     @property
     def backends(self) -> tuple[str, ...]:
         """Where it runs here and now: a peer counts where it is installed."""
-        own = ("rust", "torch")
+        own = ("torch",) if self.implicit else ("rust", "torch")
         return (*own, "torchdiffeq") if self.peer and _installed("torchdiffeq") else own
+
+    @property
+    def implicit(self) -> bool:
+        """Whether its stages are solved for, with derivatives of the field: for stiff fields."""
+        return self.tableau is not None and self.tableau.implicit
 
     @property
     def error_order(self) -> float:
@@ -85,7 +91,7 @@ def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method
     options = ("first_step", "max_steps", "controller", "norm") if adaptive else ()
     return Method(
         name, "ode", tableau.order, adaptive, ("ODE",), runge_kutta, tableau, peer, options,
-        per_row=True,
+        per_row=not tableau.implicit,
     )  # fmt: skip
 
 
@@ -103,6 +109,8 @@ METHODS: dict[str, Method] = {
         _runge_kutta("dopri5", tableaus.DOPRI5, "dopri5"),
         _runge_kutta("tsit5", tableaus.TSIT5),
         _runge_kutta("dop853", DOP853),
+        _runge_kutta("kvaerno3", KVAERNO3),
+        _runge_kutta("kencarp4", KENCARP4),
         Method(
             "euler_maruyama", "sde", 1, False, ("SDE",), euler_maruyama, options=("span", "depth")
         ),

@@ -161,7 +161,7 @@ def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     return dict(zip(unique, taus, strict=True))
 
 
-def failure(made: Plan, report: Report) -> SolveError:
+def failure(made: Plan, report: Report, stiff: str | None = None) -> SolveError:
     """The error that says why a run ended early."""
     t, rows = made.time(report["t"]), report["rows"]
     each = report.get("each")
@@ -174,12 +174,17 @@ def failure(made: Plan, report: Report) -> SolveError:
             f", in row{'s' if len(rows) > 1 else ''} {shown}" if rows else ""
         )
         remedy = "Look at the field there, or take smaller steps."
+    elif report["status"] == "no_convergence":
+        what = f"Newton's method did not find a stage {where}"
+        remedy = "Take smaller steps, and look at whether the field is smooth."
     elif report["status"] == "step_underflow":
         what = f"the step shrank to {report['step']:.1e} {where}: the field is too stiff or jumps"
         remedy = "Raise rtol and atol, or give steps=N for a fixed grid."
     else:
         what = f"the run took all the steps it may {where}, the last of length {report['step']:.1e}"
         remedy = "Raise max_steps or the tolerances."
+        if stiff is not None:
+            what, remedy = f"{what}; {stiff.split('. ')[0]}", stiff.split(". ")[1]
     return SolveError(
         f"{what}. {remedy} The error's .last holds the last good state.",
         time=t, step=steps, rows=rows, last=made.state(reached, report["y"]),

@@ -53,7 +53,7 @@ def runge_kutta(
         problem.times = clock_reader(at)
     goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
     method = request.method
-    engine: Engine = _ENGINES[request.backend]
+    engine: Engine = torch_backend.esdirk if method.implicit else _ENGINES[request.backend]
     head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
     arguments: tuple[Any, ...] = (head, taus, goal)
     if request.per_row and goal is not None and x.numel() > 0:

@@ -32,7 +32,7 @@ def less(b: Row, other: Row) -> Row:
 
 @dataclass(frozen=True)
 class Tableau:
-    """The coefficients of an explicit method, as exact as they are published.
+    """The coefficients of an explicit or diagonally implicit method, as exact as they are published.
 
     Attributes:
         order: of the solution that is propagated.
@@ -67,6 +67,11 @@ class Tableau:
         """b - b_hat, and b - b_low where there is such a method."""
         lower = [hat for hat in (self.b_hat, self.b_low) if hat]
         return tuple(less(self.b, hat) for hat in lower)
+
+    @property
+    def implicit(self) -> bool:
+        """Whether a stage's slope is also on its right-hand side."""
+        return any(len(row) > i for i, row in enumerate(self.a))
 
     @property
     def fsal(self) -> bool:

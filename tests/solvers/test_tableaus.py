@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import pytest
+import torch
 
 from interp.solvers import methods
 from interp.solvers.catalogue import METHODS
@@ -22,6 +23,7 @@ from interp.solvers.tableaus import Tableau
 Tree = tuple["Tree", ...]
 #: Orders of the continuous extensions that are better than cubic Hermite.
 DENSE = {"dopri5": 4, "tsit5": 4, "dop853": 7}
+LOWER = {"bosh3": 2, "dopri5": 4, "tsit5": 4, "dop853": 5, "kvaerno3": 2, "kencarp4": 3}
 TABLEAUS = {name: m.tableau for name, m in METHODS.items() if m.tableau is not None}
 
 
@@ -103,17 +105,24 @@ def test_orders_of_the_embedded_methods(name: str) -> None:
             itertools.count(1),
         )
         orders.append(max(met))
-    assert orders == [{"bosh3": 2, "dopri5": 4, "tsit5": 4, "dop853": 5}[name], 3][: len(orders)]
+    assert orders == [LOWER[name], 3][: len(orders)]
     powers = [q + 1 for q in orders]
     assert tableau.error_order == (2 * powers[0] - powers[1] if len(powers) == 2 else powers[0])
     assert METHODS[name].adaptive
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
-def test_it_is_explicit_and_consistent(name: str) -> None:
+def test_it_is_explicit_or_diagonally_implicit_and_consistent(name: str) -> None:
     tableau = TABLEAUS[name]
     assert len(tableau.a) == len(tableau.b)
-    assert all(len(row) == i for i, row in enumerate(tableau.a))
+    if name in ("kvaerno3", "kencarp4"):
+        assert [len(row) for row in tableau.a] == list(range(1, len(tableau.b) + 1))
+        assert tableau.a[0] == (0,)
+        assert len({row[-1] for row in tableau.a[1:]}) == 1  # one matrix a step
+        assert tableau.b == tableau.a[-1]  # stiffly accurate
+        assert METHODS[name].implicit
+    else:
+        assert all(len(row) == i for i, row in enumerate(tableau.a))
     assert tableau.c == tuple(sum(row, Fraction(0)) for row in tableau.a)
     assert tableau.c[0] == 0
     assert misses(tableau.a, tableau.b, 1, tableau.digits) == []
@@ -161,6 +170,25 @@ def test_order_of_the_dense_output(name: str) -> None:
         itertools.count(1),
     )
     assert max(met) == expected
+
+
+@pytest.mark.parametrize("name", [name for name, t in TABLEAUS.items() if t.implicit])
+def test_implicit_methods_are_l_stable(name: str) -> None:
+    """|R(z)| <= 1 on the imaginary axis, which bounds it on the left half plane, and R(-inf) = 0."""
+    numbers = METHODS[name].numbers
+    stages = len(numbers.b)
+    a = torch.zeros(stages, stages, dtype=torch.complex128)
+    for i, row in enumerate(numbers.a):
+        a[i, : len(row)] = torch.tensor(row, dtype=torch.complex128)
+    b, one = torch.tensor(numbers.b, dtype=torch.complex128), torch.ones(stages, 1, dtype=a.dtype)
+
+    def amplification(z: complex) -> float:
+        inner = torch.linalg.solve(torch.eye(stages, dtype=a.dtype) - z * a, one)
+        return abs(complex(1 + z * (b @ inner)[0]))
+
+    assert max(amplification(1j * 1.1**k) for k in range(-40, 120)) < 1 + 1e-10
+    assert amplification(-1e8) < 1e-6
+    assert abs(amplification(-0.1) - math.exp(-0.1)) < 1e-4
 
 
 def test_the_numbers_are_the_fractions_rounded_once() -> None:

@@ -150,7 +150,9 @@ def test_every_method_runs_from_end_to_end(name: str, view: str) -> None:
     term, start = path.ode(model(path, view), view=view), start_of(path, view)
     x = POINTS * path.coefficients(start).sigma
     truth = end(path, start, 1.0, x)
-    for method in interp.methods("ode"):
+    for method in (
+        m for m in interp.methods("ode") if not m.implicit
+    ):  # their field has derivatives
         few, many = (interp.solve(term, x, (start, 1.0), method.name, steps=n) for n in (12, 36))
         errors = [float((sol.x - truth).abs().max()) for sol in (few, many)]
         # Even steps of t are far from the best for a wide path, the order shows only later, and the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -129,3 +131,12 @@ def combine(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tens
         if weight != 0.0:
             y = y + (h * weight) * slope
     return y
+
+
+@functools.cache
+def load_forward_mode() -> None:
+    """Make torch load its forward-mode rules, which warns about a part of torch itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+        one = torch.ones(())
+        torch.func.jvp(torch.neg, (one,), (one,))

@@ -1,4 +1,4 @@
-"""Explicit Runge-Kutta methods, on a grid or with adaptive steps."""
+"""Runge-Kutta methods, on a grid or with adaptive steps."""
 
 from __future__ import annotations
 
@@ -33,15 +33,24 @@ def between(numbers: Numbers, theta: float) -> tuple[float, list[float]]:
     return theta * theta * (3 - 2 * theta), weights
 
 
-class _Step:
+class Step:
     """One step: the slopes of its stages, and the state at its end."""
 
-    def __init__(self, run: Run, numbers: Numbers, first: Tensor, t: float, end: float) -> None:
+    status = "non_finite"  # why there is no state at the end, where there is none
+
+    def __init__(
+        self, run: Run, numbers: Numbers, first: Tensor, t: float, end: float,
+        goal: Adaptive | None,
+    ) -> None:  # fmt: skip
         self.run, self.numbers, self.t, self.end = run, numbers, t, end
         self.h, self.slopes = end - t, [first]
-        for i in range(1, len(numbers.b) - numbers.fsal):
+        self.y = self.advance()
+
+    def advance(self) -> Tensor:
+        """The state at the end."""
+        for i in range(1, len(self.numbers.b) - self.numbers.fsal):
             self.slopes.append(self.stage(i))
-        self.y = combine(run.y, self.h, numbers.b, self.slopes)
+        return combine(self.run.y, self.h, self.numbers.b, self.slopes)
 
     def stage(self, i: int) -> Tensor:
         y = combine(self.run.y, self.h, self.numbers.a[i], self.slopes)
@@ -83,26 +92,36 @@ def runge_kutta(
     adaptive: Adaptive | None = None,
 ) -> Report:
     """Integrate by an explicit Runge-Kutta method, on a grid or adaptively."""
+    return integrate(Step, problem, numbers, grid, adaptive)
+
+
+def integrate(
+    kind: type[Step], problem: Problem, numbers: Numbers, grid: list[float] | None,
+    adaptive: Adaptive | None,
+) -> Report:  # fmt: skip
+    """Integrate by steps of one kind, on a grid or adaptively."""
     run = Run(problem)
     if grid is not None:
-        return _fixed(run, numbers, grid)
+        return _fixed(kind, run, numbers, grid)
     if adaptive is None:
         raise ValueError("either a grid or adaptive steps")
-    return _adaptive(run, numbers, adaptive)
+    return _adaptive(kind, run, numbers, adaptive)
 
 
-def _failed(run: Run, slopes: Sequence[Tensor | None], t: float, h: float) -> Report:
+def _failed(
+    run: Run, slopes: Sequence[Tensor | None], t: float, h: float, status: str = "non_finite"
+) -> Report:
     run.rows = bad_rows(*slopes)
-    return run.report("non_finite", t, h)
+    return run.report(status, t, h)
 
 
-def _fixed(run: Run, numbers: Numbers, grid: list[float]) -> Report:
+def _fixed(kind: type[Step], run: Run, numbers: Numbers, grid: list[float]) -> Report:
     run.save_state(grid[0])
     first = run.slope(grid[0], run.y)
     for t, end in itertools.pairwise(grid):
-        step = _Step(run, numbers, first, t, end)
+        step = kind(run, numbers, first, t, end, None)
         if not finite(step.y):
-            return _failed(run, [*step.slopes, step.y], t, step.h)
+            return _failed(run, [*step.slopes, step.y], t, step.h, step.status)
         inside = run.saves_before(t, end)
         if end != grid[-1] or inside:
             first = step.finish()
@@ -115,7 +134,7 @@ def _fixed(run: Run, numbers: Numbers, grid: list[float]) -> Report:
     return run.report("done", grid[-1], grid[-1] - grid[-2])
 
 
-def _adaptive(run: Run, numbers: Numbers, goal: Adaptive) -> Report:
+def _adaptive(kind: type[Step], run: Run, numbers: Numbers, goal: Adaptive) -> Report:
     t, forward = goal.from_, 1.0 if goal.to >= goal.from_ else -1.0
     smallest = 4 * 2.0**-52 * max(abs(goal.from_), abs(goal.to))
     early = any(row[-1] != 0 for row in numbers.error)
@@ -130,7 +149,7 @@ def _adaptive(run: Run, numbers: Numbers, goal: Adaptive) -> Report:
             return run.report("too_many_steps", t, h)
         left = abs(goal.to - t)
         length, end = (left, goal.to) if 1.01 * h >= left else (h, t + forward * h)
-        step, error = _Step(run, numbers, first, t, end), float("nan")
+        step, error = kind(run, numbers, first, t, end, goal), float("nan")
         if finite(step.y):
             if early:
                 step.finish()
@@ -151,5 +170,5 @@ def _adaptive(run: Run, numbers: Numbers, goal: Adaptive) -> Report:
         if h < smallest:
             if error < float("inf"):
                 return run.report("step_underflow", t, h)
-            return _failed(run, [*step.slopes, step.y], t, h)
+            return _failed(run, [*step.slopes, step.y], t, h, step.status)
     return run.report("done", t, h)
