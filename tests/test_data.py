@@ -183,7 +183,9 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
         data.load(str(tmp_path / "b.npz"))
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 3)))
     whole = (tmp_path / "a.npz").read_bytes()
-    for content in (b"", b"text", whole[: len(whole) // 2]):
+    np.save(tmp_path / "bare.npy", np.zeros((20, 3)))
+    bare = (tmp_path / "bare.npy").read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2], bare):
         (tmp_path / "a.npz").write_bytes(content)
         with pytest.raises(DataError, match="cannot be read"):
             data.load(str(tmp_path / "a.npz"))

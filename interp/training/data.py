@@ -192,6 +192,10 @@ def _read(file: Path) -> NDArray[np.uint8]:
 
 
 def _npz(path: Path) -> Images:
+    if path.exists() and not zipfile.is_zipfile(path):  # numpy would take a pickle or a bare array
+        raise DataError(
+            f"{path} cannot be read: it is no .npz archive. Save it by numpy.savez with an array 'x'."
+        )
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = list(arrays.files)
