@@ -49,7 +49,7 @@ class Network(nn.Module):
         self.net = net
         self.view: str = reading.view
         self.time: Told = reading.time
-        self.reading = reading
+        self.reading, self.path = reading, reading.path
         self._options = _options(net)
 
     def forward(self, told: Tensor, x: Tensor, **cond: Any) -> Tensor:

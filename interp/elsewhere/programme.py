@@ -108,16 +108,16 @@ def programme(
     """
     order = _order(path, view, method, grid, options)
     width = max(order * len(grid) + 2, 64)  # the start, all outputs, and one or two at the end
-    found, _ = _run(path, view, method, grid, options, width, basis=True)
+    found, drawn = _run(path, view, method, grid, options, width, basis=True)
     rows = found.points
     noise: list[Weights] = [()] * len(found.times)
-    if _draws(method, options):
-        silent, depth = _run(path, view, method, grid, options, width, basis=False)
+    if drawn is not None:
+        silent, _ = _run(path, view, method, grid, options, width, basis=False)
         rows = [p - q for p, q in zip(rows, silent.points, strict=True)]
         kept = [_kept(p, q) for p, q in itertools.pairwise(rows)]
         pairs = itertools.pairwise(silent.points)
         taken = [(q - a * p)[:64] for a, (p, q) in zip(kept, pairs, strict=True)]
-        noise = _normals(method, taken, silent.times, grid, order, depth)
+        noise = _normals(method, taken, silent.times, grid, order, drawn)
     stages = []
     for j, (here, there) in enumerate(itertools.pairwise(rows)):
         a = _kept(here, there)
@@ -139,15 +139,11 @@ def _order(
     return short - shorter
 
 
-def _draws(method: str, options: Mapping[str, Any]) -> bool:
-    return find(method).kind == "sde" or bool(options.get("eta"))
-
-
 def _run(
     path: Interpolant, view: str, method: str, grid: list[float], options: Mapping[str, Any],
     width: int, basis: bool,
-) -> tuple[_Recorder, int]:  # fmt: skip
-    """One run of a row of ``width``, from the unit vector 0 or from 0; the depth of its noise tree."""
+) -> tuple[_Recorder, int | None]:  # fmt: skip
+    """One run of a row of ``width``, from the unit vector 0 or from 0; the depth of its noise, if any."""
     model = _Recorder(basis)
     x = torch.zeros(1, width, dtype=torch.float64)
     x[0, 0] = float(basis)
@@ -161,7 +157,7 @@ def _run(
         ends = (grid[0], grid[-1])
         solution = solve(term, x, ends, method, grid=grid, seed=0, **options)
     model.points.append(solution.x[0])
-    return model, solution.stats.depth or 0
+    return model, solution.stats.depth
 
 
 def _kept(here: Tensor, there: Tensor) -> float:
