@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .elsewhere.sigma import from_k_diffusion
     from .guidance import guide
     from .interpolant import Interpolant
-    from .likelihood import log_prob
+    from .likelihood import log_prob, sample_and_log_prob
     from .native import compile
     from .preconditioning import precondition
     from .solvers import methods, solve
@@ -54,6 +54,7 @@ _HOME = {
     "from_k_diffusion": "elsewhere.sigma",
     "guide": "guidance",
     "log_prob": "likelihood",
+    "sample_and_log_prob": "likelihood",
     "methods": "solvers",
     "precondition": "preconditioning",
     "solve": "solvers",
@@ -65,8 +66,9 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob", "guide",
-    "precondition", "from_diffusers", "from_k_diffusion", "compile", "best_schedule", "tuning",
+    "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob",
+    "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
+    "best_schedule", "tuning",
     "exact", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
 ]  # fmt: skip
 

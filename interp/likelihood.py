@@ -3,28 +3,29 @@
     log p_1(x_1) = log p_0(x_0) - int_0^1 div v(t, x_t) dt,   dx/dt = v
 
 Chen, Rubanova, Bettencourt, Duvenaud, 1806.07366; Grathwohl, Chen, Bettencourt, Sutskever,
-Duvenaud, 1810.01367.
+Duvenaud, 1810.01367. The divergence is exact or estimated: see `interp.divergence`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from . import noise, solvers, terms
-from .arguments import require_floating
-from .errors import DataError, FieldError, OptionError, UnknownName, Unsupported
-from .solvers.torch_backend.run import load_forward_mode
+from . import solvers, terms
+from .adapted import Adapted
+from .arguments import host, require_floating, spread, transforming
+from .base import IsotropicNormal
+from .divergence import Field, WithDivergence, estimator
+from .errors import DataError, OptionError, Unsupported
+from .solvers.gradients import unit
+from .terms import ODE, PathODE
 
-Field = Callable[[Tensor, Tensor], Tensor]
-Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-_CHUNK = 2**22  # elements that the exact divergence pushes through the model at once
+Estimator = Callable[[Field], WithDivergence]
 
 
 class Law(Protocol):
@@ -41,148 +42,263 @@ def log_prob(
     base: Law | None = None,
     divergence: str = "exact",
     *,
+    probe: str = "rademacher",
+    probes: int = 1,
     seed: int = 0,
     first_row: int = 0,
     cond: Mapping[str, Any] | None = None,
-    t: tuple[float, float] = (1.0, 0.0),
+    t: tuple[float, float] | None = None,
+    control_log_det: bool = True,
+    gradient: str | None = None,
     **options: Any,
 ) -> Tensor:
     """The log density of each row of ``x`` under the flow of an ODE ``term``: (rows,), nats.
 
-    The integral of the divergence is one more column of the state, and so under the same error
-    control. The rows are taken to be independent of one another (no batch statistics).
+    The integral of the divergence is one more column of the state. The rows are taken to be
+    independent of one another (no batch statistics).
+
+    It is differentiated by x and by the parameters of the model wherever grad mode is on and one of
+    them requires it (a plain x costs one evaluation to find out); under `torch.no_grad` nothing is
+    recorded. What a learned path is made of is a constant.
 
     Args:
         term: an ODE, by hand or from a path, or a bare field(t, x).
         x: (rows, ...), the points at t[0].
-        base: the law at t[1], anything with ``log_prob(x) -> (rows,)``; None is the path's base.
-        divergence: "exact", by forward mode in every dimension: as many Jacobian-vector products
-            as x has elements a row; or "hutchinson", e . (J^T e) for one Rademacher e a row, the
-            same for the whole solve: one product, unbiased, of variance 2 (|A|^2 - sum a_ii^2)
-            with A the symmetric part of J.
-        seed: of e, by row from ``first_row``.
+        base: the law at t[1], anything with ``log_prob(x) -> (rows,)``; None is N(0, sigma(t[1])^2)
+            of a path with a Gaussian base.
+        divergence: "exact", as many Jacobian-vector products as x has elements a row; "hutchinson",
+            ``probes`` products, unbiased, of variance 2 (|A|^2 - sum a_ii^2) / probes with A the
+            symmetric part of J (2 |A|^2 / probes for Gaussian probes); "hutch++", 3 ``probes``
+            products, exact for a J of rank ``probes``. See `interp.divergence`.
+        probe: "rademacher" or "gaussian": the law of the elements of the noise, one for a solve.
+        probes: how many vectors of noise, each by row from ``first_row``.
+        seed: of the noise.
         first_row: the number of the first row.
         cond: what the model is told beside (t, x).
-        t: from where to where.
+        t: from where to where; None is all of the term's interval, backwards.
+        control_log_det: whether the error of the log-determinant has a say in adaptive steps; if not
+            they are those of `solve` on x alone.
+        gradient: how it is differentiated, as in `interp.solve`; None is "direct".
         options: of `interp.solve`; dopri5 at its default tolerance where none is given.
 
     Raises:
-        UnknownName: a divergence that does not exist.
+        UnknownName: a divergence or probe that does not exist.
         OptionError: no base, or x not floating.
-        Unsupported: "exact" for a model that forward mode cannot pass through; or a term that is
-            not an ODE.
+        Unsupported: "exact" for a model that forward mode cannot pass through; a term that is not
+            an ODE; checkpointed gradients of an estimated divergence.
     """
+    run = _run(
+        term, x, t, True, divergence, probe, probes, seed, first_row, cond, control_log_det,
+        gradient, **options,
+    )  # fmt: skip
+    law = _base(run.term, base, run.ends[1])
+    end, log_det = run(x)
+    return law.log_prob(end) + log_det
+
+
+def sample_and_log_prob(
+    term: Any,
+    z: Tensor,
+    base: Law | None = None,
+    divergence: str = "exact",
+    *,
+    t: tuple[float, float] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Samples and their log densities in one pass: points ``z`` of the base carried along the flow.
+
+    Args:
+        term: as in `log_prob`.
+        z: (rows, ...), points of the base at t[0], as path.base.sample((rows, ...)).
+        base: the law of z at t[0].
+        divergence: as in `log_prob`.
+        t: from where to where; None is all of the term's interval, forwards.
+        options: as in `log_prob`: probe, probes, seed, first_row, cond, control_log_det, gradient and
+            those of `interp.solve`.
+
+    Returns:
+        The points at t[1], (rows, ...), and their log densities, (rows,), nats. A path that keeps
+        noise at t = 1 is not denoised: a point moved to clean data has no density.
+
+    Raises:
+        UnknownName, OptionError, Unsupported: as in `log_prob`.
+    """
+    run = _run(term, z, t, False, divergence, **options)
+    law = _base(run.term, base, run.ends[0])
+    end, log_det = run(z)
+    return end, law.log_prob(z) - log_det
+
+
+def _run(
+    term: Any, x: object, t: tuple[float, float] | None, backwards: bool,
+    divergence: str, probe: str = "rademacher", probes: int = 1, seed: int = 0, first_row: int = 0,
+    cond: Mapping[str, Any] | None = None, control_log_det: bool = True,
+    gradient: str | None = None, **options: Any,
+) -> _Run:  # fmt: skip
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        shown = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise OptionError(f"x is {shown}. Give a tensor of points, (rows, ...).")
     require_floating(x=x)
-    if not hasattr(term, "kind"):
-        term = terms.ODE(term)
+    term = term if hasattr(term, "kind") else ODE(term)
     if term.kind != "ode":
         raise Unsupported(
             "the likelihood was asked of an SDE, whose samples follow no single flow. Use the "
             "probability flow, path.ode(model), or interp.ODE(field)."
         )
-    law = _base(term, base)
-    flow = _flow(term, dict(cond or {}), t)
-    d = math.prod(x.shape[1:])
-    if divergence == "exact":
-        both = _exact(flow.field)
-    elif divergence == "hutchinson":
-        e = noise.normal(x.shape, seed=seed, first_row=first_row, stream="probe", dtype=x.dtype)
-        both = _hutchinson(flow.field, e.to(x.device).sign())
-    else:
-        raise UnknownName.of("divergence", divergence, ("exact", "hutchinson"))
-
-    def augmented(time: Tensor, state: Tensor) -> Tensor:
-        v, div = both(time, state[:, :d].reshape(x.shape))
-        return torch.cat([v.reshape(len(x), d), div[:, None]], dim=1)
-
-    start = torch.cat([x.reshape(len(x), d) / flow.scale[0], x.new_zeros(len(x), 1)], dim=1)
-    end = solvers.solve(terms.ODE(augmented), start, t=flow.interval, **options).x
-    last = (end[:, :d] * flow.scale[1]).reshape(x.shape)
-    return law.log_prob(last) + end[:, d] + d * math.log(flow.scale[1] / flow.scale[0])
+    if t is None:
+        low, high = term.interval
+        t = (high, low) if backwards else (low, high)
+    ends = (float(t[0]), float(t[1]))
+    if gradient == "checkpointed" and divergence != "exact":
+        raise Unsupported(
+            f"torch cannot recompute the backward pass inside of {divergence}. Use "
+            'gradient="direct", "adjoint" or "reversible", or divergence="exact".'
+        )
+    if options.get("per_row"):
+        raise Unsupported(
+            "densities are carried in steps of all rows together. Leave out per_row=True."
+        )
+    make = estimator(divergence, x, probe, probes, seed, first_row)
+    return _Run(term, ends, make, dict(cond or {}), control_log_det, gradient, options)
 
 
-class _Flow(NamedTuple):
-    """dy/dtau = field over an interval of tau, with x = scale y at its two ends."""
-
-    field: Field
-    interval: tuple[float, float]
-    scale: tuple[float, float]
-
-
-def _flow(term: Any, cond: Mapping[str, Any], t: tuple[float, float]) -> _Flow:
-    """The flow of ``term`` in the coordinates in which it is regular."""
-    term.check(*t)
-    at, slope = term.coordinates, term.slope(cond)
-    if at is None:
-        return _Flow(slope, t, (1.0, 1.0))
-    ends = [torch.tensor(end, dtype=torch.float64) for end in t]
-    tau, scale = ([float(f(end)) for end in ends] for f in (at.tau, at.scale))
-
-    def field(now: Tensor, y: Tensor) -> Tensor:
-        velocity: Tensor = slope(at.time(now.double()), y)
-        return velocity
-
-    return _Flow(field, (tau[0], tau[1]), (scale[0], scale[1]))
-
-
-def _base(term: Any, base: Law | None) -> Law:
+def _base(term: ODE | PathODE, base: Law | None, t: float) -> Law:
     if base is not None:
+        if not hasattr(base, "log_prob"):
+            kind = type(base).__name__
+            raise OptionError(f"base is a {kind}. Give a law with log_prob(x), nats by row.")
         return base
-    if term.path is None:
+    if not isinstance(term, PathODE):
         raise OptionError(
             "a field made by hand has no base of its own. Give base=, any law with log_prob(x)."
         )
-    law: Law = term.path.base
-    return law
+    if isinstance(term.model, Adapted) and t == term.interval[0]:
+        return term.model.base
+    if t == 0:
+        return term.path.base
+    if not term.path.gaussian_base or term.path.element:
+        raise OptionError(f"this path has no Gaussian law at t = {t:g}. Give base=, the law there.")
+    return IsotropicNormal(float(term.path.sigma(t)))
 
 
-def _exact(field: Field) -> Divergence:
-    """v and sum_i dv_i/dx_i, by forward mode along the basis, a chunk of directions at a time."""
+@dataclass
+class _Run:
+    """The flow of a term over an interval, with the integral of its divergence."""
 
-    def both(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        d = math.prod(x.shape[1:])
-        basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
+    term: ODE | PathODE
+    ends: tuple[float, float]
+    make: Estimator
+    cond: dict[str, Any]
+    control: bool
+    gradient: str | None
+    options: dict[str, Any]
 
-        def diagonal(direction: Tensor) -> tuple[Tensor, Tensor]:
-            f = functools.partial(_checked, field, t)
-            v, slope = torch.func.jvp(f, (x,), (direction.expand_as(x),))[:2]
-            return v, (slope * direction).flatten(1).sum(1)
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x at the end, and its log density at the start less that at the end, (rows,)."""
+        rows, d = len(x), math.prod(x.shape[1:])
+        scale, options = 1.0, dict(self.options)
+        if not self.control:
+            scale = unit(x.dtype)
+            options |= self._tolerances(d)
+        (start, stop), near = self.ends, self._inside(x)
+        if near[0] != start:  # the first-order step from clean data, backwards
+            x, log_det = self._rescaled(x, start, near[0])
+        else:
+            log_det = x.new_zeros(rows)
 
-        load_forward_mode()
-        chunk = max(1, _CHUNK // max(1, x.numel()))
-        try:
-            parts = [torch.func.vmap(diagonal)(some) for some in torch.split(basis, chunk)]
-        except (NotImplementedError, RuntimeError) as error:
-            _checked(field, t, x)  # an error of the model's own comes out as itself
-            why = str(error).splitlines()[0]
-            raise Unsupported(
-                f"the exact divergence cannot pass through this model: {why} "
-                'Use divergence="hutchinson", which needs only the backward pass.'
-            ) from error
-        return parts[0][0][0], torch.cat([slopes for _, slopes in parts]).sum(0)
+        def augmented(slope: Field) -> Field:
+            both = self.make(slope)
 
-    return both
+            def field(t: Tensor, state: Tensor) -> Tensor:
+                v, div = both(t, state[:, :d].reshape(x.shape))
+                return torch.cat([v.reshape(rows, d), scale * div[:, None]], dim=1)
+
+            return field
+
+        state = torch.cat([x.reshape(rows, d), x.new_zeros(rows, 1)], dim=1)
+        end = solvers.solve(
+            _with(self.term, augmented), state, t=near, cond=self.cond, denoise=False,
+            gradient=self._recording(x, near[0]), **options,
+        ).x  # fmt: skip
+        y, at = end[:, :d].reshape(x.shape), self.term.coordinates
+        grown = 1.0
+        if at is not None:  # the last column was carried in coordinates of the state
+            first, last = (float(at.scale(host(t))) for t in near)
+            grown, log_det = last, log_det + d * math.log(last / first)
+        log_det = log_det + end[:, d] / (scale * grown)
+        if near[1] != stop and isinstance(self.term, PathODE):
+            _, more = self._rescaled(y, near[1], stop)
+            data = self.term.call(host(near[1]), y, self.cond)
+            y, log_det = self.term.first_order(host(near[1]), host(stop), y, data), log_det + more
+        return y, log_det
+
+    def _inside(self, x: Tensor) -> tuple[float, float]:
+        """The ends, or for a view of the data where it is not yet clean.
+
+        x / beta is there what it is at the end but for a second order of sigma / beta, and so is the
+        log-determinant; a tenth of the tolerance's square root makes that less than the tolerance.
+        """
+        term = self.term
+        if not isinstance(term, PathODE) or term.view != "data":
+            return self.ends
+        term.check_interval(*self.ends)
+        if not any(term.clean(end) for end in self.ends):
+            return self.ends
+        rtol, atol = (float(self.options.get(name, 1e-5)) for name in ("rtol", "atol"))
+        near = term.almost_clean(0.1 * math.sqrt(rtol + atol))
+        start, stop = (near if term.clean(end) else end for end in self.ends)
+        return start, stop
+
+    def _rescaled(self, x: Tensor, t: float, r: float) -> tuple[Tensor, Tensor]:
+        """x beta(r) / beta(t), and the logarithm of how volumes grow, (rows,)."""
+        assert isinstance(self.term, PathODE)
+        path = self.term.path
+        ratio = path.beta(host(r)) / path.beta(host(t))
+        moved = spread(ratio, x, path.element) * x
+        share = math.prod(x.shape[1:]) / max(1, ratio.numel())
+        return moved, x.new_full((len(x),), float(ratio.log().sum()) * share)
+
+    def _tolerances(self, d: int) -> dict[str, float]:
+        """What makes the mean over d + 1 columns, one of which is silent, that over d."""
+        rtol, atol = (float(self.options.get(name, 1e-5)) for name in ("rtol", "atol"))
+        if atol == 0:
+            raise OptionError(
+                "atol=0 counts a relative error of the log-determinant however small its units are. "
+                "Give a positive atol, or control_log_det=True."
+            )
+        factor = 1.0 if self.options.get("norm") == "max" else math.sqrt(d / (d + 1))
+        return {"rtol": factor * rtol, "atol": factor * atol}
+
+    def _recording(self, x: Tensor, t: float) -> str | None:
+        """How to record: as asked, or directly where the model's parameters want a derivative."""
+        quiet = transforming() or x.requires_grad or not torch.is_grad_enabled()
+        if self.gradient is not None or quiet:
+            return self.gradient
+        at = self.term.coordinates
+        y = x if at is None else spread(1 / at.scale(host(t)), x) * x
+        time = host(t).to(x.device, torch.float64 if self.term.exact_time else x.dtype)
+        v = self.term.slope(self.cond)(time, y)
+        return "direct" if isinstance(v, Tensor) and v.requires_grad else None
 
 
-def _hutchinson(field: Field, e: Tensor) -> Divergence:
-    """v and e . (J^T e), by one backward pass."""
+class _Augmented(PathODE):
+    """A path's term whose state has one more column, in the same coordinates."""
 
-    def both(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        v, pull = torch.func.vjp(functools.partial(_checked, field, t), x)[:2]
-        return v, (pull(e)[0] * e).flatten(1).sum(1)
+    def __init__(self, term: PathODE, wrap: Callable[[Field], Field]) -> None:
+        self.__dict__.update(vars(term))
+        self._wrap = wrap
 
-    return both
+    def slope(self, cond: terms.Cond) -> Field:
+        return self._wrap(super().slope(cond))
+
+    def affine(self) -> None:
+        """None: there is a divergence beside the model's value."""
 
 
-def _checked(field: Field, t: Tensor, x: Tensor) -> Tensor:
-    v = field(t, x)
-    if not isinstance(v, Tensor) or v.shape != x.shape or v.dtype != x.dtype:
-        got = f"{v.dtype} of shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-        raise FieldError(
-            f"the field returned {got} for x, {x.dtype} of shape {tuple(x.shape)}. Return a tensor "
-            "like x."
-        )
-    return v
+def _with(term: ODE | PathODE, wrap: Callable[[Field], Field]) -> ODE | PathODE:
+    if isinstance(term, PathODE):
+        return _Augmented(term, wrap)
+    return ODE(lambda t, state, **cond: wrap(term.slope(cond))(t, state))
 
 
 # Densities of images in bits

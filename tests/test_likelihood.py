@@ -127,7 +127,7 @@ def test_a_model_without_forward_mode_is_told_of_hutchinson():
 
 @pytest.mark.parametrize("chunk", [1, 6, 10**6])
 def test_the_exact_divergence_does_not_depend_on_its_chunks(chunk, monkeypatch):
-    monkeypatch.setattr(interp.likelihood, "_CHUNK", chunk)
+    monkeypatch.setattr(interp.divergence, "_CHUNK", chunk)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4)).double()
     x = torch.randn(3, 2, 2, dtype=torch.float64)
@@ -135,7 +135,7 @@ def test_the_exact_divergence_does_not_depend_on_its_chunks(chunk, monkeypatch):
     def field(t, x):
         return net(x.flatten(1)).reshape(x.shape)
 
-    v, div = interp.likelihood._exact(field)(torch.tensor(0.0), x)
+    v, div = interp.divergence.exact(field)(torch.tensor(0.0), x)
     full = torch.autograd.functional.jacobian(lambda x: field(0.0, x), x).reshape(3, 4, 3, 4)
     wanted = torch.stack([full[i, :, i].trace() for i in range(3)])
     torch.testing.assert_close(v, field(0.0, x))

@@ -161,6 +161,11 @@ def _request(
     eps = grids.rounding_of(save_at)
     saves = asked if times is None else grids.snapped(asked, times, ends, eps)
     gradient = _gradient(gradient, method, x, backend)
+    if per_row and gradient in ("adjoint", "reversible"):
+        raise Unsupported(
+            f"{gradient} gradients go back over the steps of all rows together, and per_row=True gives "
+            'each its own. Use gradient="direct" or "checkpointed".'
+        )
     name = _backend(backend, method, x, times is not None, gradient, options)
     if per_row:
         _check_rows(method, name, x, gradient)

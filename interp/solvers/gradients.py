@@ -251,7 +251,7 @@ class _AdjointLeg(_Leg):
     def backward(
         self, y: Tensor, gradient: Tensor, leaves: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        n, unit = y.numel(), _unit(y.dtype)
+        n, scale = y.numel(), unit(y.dtype)
         sizes = [n, n, *(leaf.numel() for leaf in leaves)]
 
         def slope(t: Tensor, state: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ class _AdjointLeg(_Leg):
                 at = at.detach().requires_grad_()
                 value = like(self.problem.field(t, at), at, "the field")
                 by_y, *by_leaves = _pull(value, [at, *leaves], a)
-            parts = [-unit * by.reshape(-1).to(y.dtype) for by in by_leaves]
+            parts = [-scale * by.reshape(-1).to(y.dtype) for by in by_leaves]
             return torch.cat([value.detach().reshape(-1), -by_y.reshape(-1), *parts])
 
         start = torch.cat(
@@ -268,7 +268,7 @@ class _AdjointLeg(_Leg):
         )  # fmt: skip
         back = replace(
             self.problem, field=slope, y=start, row=1, saves=[], xs=start.new_empty(0, len(start)),
-            observer=None, native=None,
+            observer=None, native=None, cut=None,
         )  # fmt: skip
         grid = self.grid[::-1] if self.grid is not None else None
         goal = self.adaptive and _uncounted(self.adaptive, 2 * n, len(start))
@@ -282,13 +282,13 @@ class _AdjointLeg(_Leg):
             )  # fmt: skip
         _, by_start, *by_leaves = torch.split(report["y"], sizes)
         found = [
-            (by / unit).to(leaf.dtype).reshape(leaf.shape)
+            (by / scale).to(leaf.dtype).reshape(leaf.shape)
             for by, leaf in zip(by_leaves, leaves, strict=True)
         ]
         return by_start.reshape(y.shape).clone(), found
 
 
-def _unit(dtype: torch.dtype) -> float:
+def unit(dtype: torch.dtype) -> float:
     """A power of two so small that an error in its units is none, and so large that nothing underflows.
 
     A part of the state in these units is integrated with the rest and has no say in its steps.
