@@ -6,6 +6,7 @@ from torch import Tensor
 
 from interp.noise import BrownianPath
 from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
+from interp.solvers.programme import Programme
 from interp.solvers.tableaus import Numbers
 
 def runge_kutta(
@@ -19,15 +20,8 @@ def runge_kutta(
 def runge_kutta_rows(problem: Problem, tableau: Numbers, adaptive: Adaptive) -> Report:
     """Integrate each row by an explicit Runge-Kutta method with steps of its own."""
 
-def euler_maruyama(
-    problem: Problem,
-    grid: list[float],
-    a: list[float],
-    b: list[float],
-    s: list[float],
-    noise: NoiseKey,
-) -> Report:
-    """y_new = a y + b field + s dW (times the diffusion, where there is one)."""
+def recurrence(problem: Problem, programme: Programme, noise: NoiseKey | None = None) -> Report:
+    """Run a programme on a fixed grid."""
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox 4x32-10: four words from a counter of four and a key of two."""

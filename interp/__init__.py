@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         equivalence,
         errors,
         exact,
+        grids,
         losses,
         noise,
         plot,
@@ -61,7 +62,7 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "losses", "noise", "plot", "schedules",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "noise", "plot", "schedules",
     "testing", "times", "tuning",
 )  # fmt: skip
 
@@ -69,7 +70,7 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
     "best_schedule", "tuning",
-    "exact", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
+    "exact", "grids", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
 ]  # fmt: skip
 
 

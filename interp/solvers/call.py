@@ -37,7 +37,7 @@ def solve(
     method: str = "dopri5",
     backend: str = "auto",
     steps: int | None = None,
-    grid: str | grids.Times | None = None,
+    grid: grids.Grid | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     save_at: grids.Times | None = None,
@@ -61,7 +61,9 @@ def solve(
         backend: "rust" (CPU, float32 and float64, no gradients), "torch" (any device,
             differentiable), "torchdiffeq" (the methods it shares), or "auto": rust where it can.
         steps: a number of even steps in t; makes any method fixed-step.
-        grid: the times of the steps, from t[0] to t[1]; the same.
+        grid: the times of the steps, from t[0] to t[1]; the same. Or ("timesteps", [972, ..., 0]),
+            indices into the path's table, or ("sigmas", [80, ..., 0]) in sigma / beta: these say
+            themselves where the run begins, x being the state there, and it ends at t = 1.
         rtol: the relative tolerance of adaptive steps, on the local error in the term's coordinates.
         atol: the absolute one: an error is measured against atol + rtol max(|y|, |y_new|).
         save_at: times to save at, in the order of the run. Between two steps the state is the dense
@@ -103,7 +105,8 @@ def solve(
         observer = _observer(term, request.cond, callback, bar)
         made = chosen.scheme(term, x, request, observer)
         if isinstance(term, (PathODE, PathSDE)):
-            made.denoise = ending.wanted(term, request.ends, request.options)
+            wanted = ending.wanted(term, request.ends, request.options)
+            made.denoise = wanted and not made.cleans
         if made.last is not None and made.stop == made.start:
             report = _nothing(made)
         else:
@@ -140,15 +143,14 @@ def _check_extras(cond: object, callback: object) -> None:
 
 def _request(
     term: Term, x: Tensor, t: object, method: Method, backend: str, steps: int | None,
-    grid: str | grids.Times | None, rtol: float, atol: float, save_at: object, seed: int | None,
+    grid: grids.Grid | None, rtol: float, atol: float, save_at: object, seed: int | None,
     first_row: int, per_row: bool, cond: Cond, gradient: str | None, options: Mapping[str, Any],
 ) -> Request:  # fmt: skip
     _check_kind(term, method)
     _check_state(x)
     _check_options(method, options)
-    ends = grids.interval(term.interval if t is None else t)
+    ends, times = grids.resolved(term, t, steps, grid)
     term.check(*ends)
-    times = grids.grid_times(steps, grid, ends)
     _check_tolerances(rtol, atol, x.dtype if times is None else None)
     if times is None and not method.adaptive:
         raise OptionError(f"{method.name} does not choose its own steps. Give steps=N or a grid.")
@@ -188,12 +190,19 @@ def _request(
 
 
 def _check_kind(term: Term, method: Method) -> None:
-    if term.kind != method.kind:
-        instead = "dopri5" if term.kind == "ode" else "euler_maruyama"
+    if method.accepts(term):
+        return
+    if method.kind == "path" and term.path is None:
         raise OptionError(
-            f"{method.name} integrates {method.kind.upper()}s and this term is an "
-            f"{term.kind.upper()}. Use another method, e.g. method={instead!r}."
+            f"{method.name} works in the log-SNR of a path, and a term made by hand has none. Give "
+            "path.ode(model), or use heun, rk4 or dopri5."
         )
+    instead = "dopri5" if term.kind == "ode" else "euler_maruyama"
+    takes = "path.ode(model)" if method.kind == "path" else f"{method.kind.upper()}s"
+    raise OptionError(
+        f"{method.name} integrates {takes} and this term is an "
+        f"{term.kind.upper()}. Use another method, e.g. method={instead!r}."
+    )
 
 
 def _check_state(x: object) -> None:

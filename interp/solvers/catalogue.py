@@ -9,15 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnknownName
+from ..terms import PathODE, PathSDE, Term
 from . import tableaus
+from .ancestral import ddim, ddpm
 from .dop853 import DOP853
 from .esdirk import KENCARP4, KVAERNO3
 from .euler_maruyama import euler_maruyama
+from .multistep import dpmpp_2m
 from .plan import Plan
+from .recurrence import Sampler, semi_linear
 from .runge_kutta import runge_kutta
 from .tableaus import Numbers, Tableau
 
-KINDS = ("ode", "sde")
+KINDS = ("ode", "path", "sde")
+
+_NAMES_OF: dict[type, set[str]] = {PathODE: {"path.ode"}, PathSDE: {"path.sde"}}
 
 Scheme = Callable[[Any, Any, Any, Any], Plan]
 """scheme(term, x, request, observer): what a backend is to run for a term of the method's kind. The
@@ -30,7 +36,7 @@ class Method:
 
     Attributes:
         name: what `solve` calls it.
-        kind: "ode" or "sde".
+        kind: "ode" or "sde": of any; "path": a semi-linear sampler, of the terms of a path.
         order: of convergence (weak for an SDE).
         adaptive: whether it can choose its steps.
         terms: which terms it integrates.
@@ -56,6 +62,11 @@ class Method:
     def __post_init__(self) -> None:
         rounded = None if self.tableau is None else Numbers.of(self.tableau)
         object.__setattr__(self, "_numbers", rounded)
+
+    def accepts(self, term: Term) -> bool:
+        """Whether it integrates this term."""
+        names = {term.kind.upper()} | _NAMES_OF.get(type(term), set())
+        return not names.isdisjoint(self.terms)
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -95,6 +106,11 @@ def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method
     )  # fmt: skip
 
 
+def _sampler(name: str, order: int, sampler: Sampler, *options: str, noisy: bool = False) -> Method:
+    terms = ("path.ode", "path.sde") if noisy else ("path.ode",)
+    return Method(name, "path", order, False, terms, semi_linear(sampler), options=options)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -114,6 +130,9 @@ METHODS: dict[str, Method] = {
         Method(
             "euler_maruyama", "sde", 1, False, ("SDE",), euler_maruyama, options=("span", "depth")
         ),
+        _sampler("ddim", 1, ddim, "eta", "depth"),
+        _sampler("ddpm", 1, ddpm, "variance", "depth", noisy=True),
+        _sampler("dpm++2m", 2, dpmpp_2m, "variant"),
     )
 }
 
@@ -138,7 +157,7 @@ class MethodTable(tuple[Method, ...]):
 
 
 def methods(kind: str | None = None) -> MethodTable:
-    """The methods of `solve`, all or of one ``kind`` ("ode", "sde").
+    """The methods of `solve`, all or of one ``kind`` ("ode", "sde", "path").
 
     Raises:
         UnknownName: a kind that does not exist.

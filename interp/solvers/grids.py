@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from ..arguments import whole
-from ..errors import OptionError, TimeError, UnknownName
+from ..errors import OptionError, TimeError, UnknownName, Unsupported
+from ..grids import Spacing, given, uniform
+from ..grids.named import NAMED
+from ..terms import PathODE, PathSDE, Term
 
-GRIDS = ("uniform",)
+GIVEN = {"timesteps": given.timesteps, "sigmas": given.sigmas}
 
 Times = Sequence[float] | Tensor
+Grid = str | Spacing | Times | tuple[str, Times]
 
 
 def numbers(name: str, times: object) -> list[float]:
@@ -56,27 +60,76 @@ def interval(t: object) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def resolved(
+    term: Term, t: object, steps: int | None, grid: Grid | None
+) -> tuple[tuple[float, float], list[float] | None]:
+    """The ends of a run and the times of its fixed grid, None where it adapts.
+
+    Raises:
+        OptionError: a grid that fixes the interval itself beside a t or steps; and as `grid_times`.
+        Unsupported: a grid that the term's path has not.
+    """
+    if isinstance(grid, tuple) and len(grid) == 2 and isinstance(grid[0], str):
+        return _given(term, t, steps, *grid)
+    spacing = _spacing(grid)
+    ends = interval(term.interval if t is None else t)
+    if spacing is None:
+        return ends, grid_times(steps, grid, ends)  # type: ignore[arg-type]
+    if steps is None:
+        raise OptionError(f"grid={spacing.name!r} does not say how many steps. Give steps=N too.")
+    if spacing.fixes and t is not None:
+        raise OptionError(
+            f"t={t!r} and grid={spacing.name!r} contradict each other: the grid says where the run "
+            "begins. Leave t out."
+        )
+    times = spacing(term.path, ends, whole("steps", steps, 1))
+    ends = (times[0], times[-1])
+    check_monotone("grid", times, ends)
+    return ends, times
+
+
+def _given(
+    term: Term, t: object, steps: int | None, name: str, values: Times
+) -> tuple[tuple[float, float], list[float]]:
+    """Ends and times of a grid that is a list of indices or of noise levels."""
+    if name not in GIVEN:
+        raise UnknownName.of("kind of grid", name, GIVEN)
+    for what, value in (("t", t), ("steps", steps)):
+        if value is not None:
+            raise OptionError(
+                f'{what}={value!r} and grid=("{name}", ...) contradict each other: the grid says where '
+                f"the run begins, ends and stops between. Leave {what} out."
+            )
+    if not isinstance(term, (PathODE, PathSDE)):
+        raise Unsupported(
+            f'grid=("{name}", ...) needs a path, and this term was made by hand. Give times.'
+        )
+    times = GIVEN[name](term.path, given.numbers(name, values))
+    return (times[0], times[-1]), times
+
+
+def _spacing(grid: Grid | None) -> Spacing | None:
+    """What spaces the steps, where the grid is no list of times."""
+    if not isinstance(grid, str):
+        return grid if isinstance(grid, Spacing) else None
+    if grid not in NAMED:
+        raise UnknownName.of("grid", grid, NAMED)
+    return NAMED[grid]()
+
+
 def grid_times(
-    steps: int | None, grid: str | Times | None, ends: tuple[float, float]
+    steps: int | None, grid: Times | None, ends: tuple[float, float]
 ) -> list[float] | None:
     """The times of a fixed grid, or None where neither ``steps`` nor ``grid`` is given.
 
     Raises:
         OptionError: steps that are no positive integer, or a grid that is not strictly monotone
             from one end to the other.
-        UnknownName: the name of a grid that does not exist.
     """
     if steps is not None:
         steps = whole("steps", steps, 1)
-    if grid is None or isinstance(grid, str):
-        if grid is not None and grid not in GRIDS:
-            raise UnknownName.of("grid", grid, GRIDS)
-        if steps is None:
-            if grid is not None:
-                raise OptionError(f"grid={grid!r} does not say how many steps. Give steps=N too.")
-            return None
-        step = (ends[1] - ends[0]) / steps
-        return [ends[0], *(ends[0] + i * step for i in range(1, steps)), ends[1]]
+    if grid is None:
+        return None if steps is None else uniform()(None, ends, steps)
     if steps is not None:
         raise OptionError("steps and a grid of times contradict each other. Give one of the two.")
     times = numbers("grid", grid)

@@ -17,7 +17,7 @@ from ..arguments import host, real, spread, whole
 from ..errors import OptionError, SolveError
 from ..native import NativeField, NativeModel
 from ..terms import Cond, Coordinates, Term
-from ..terms.model import needs_exact_time
+from ..terms.model import Affine, needs_exact_time
 from . import control
 from .problem import Adaptive, NoiseKey, Problem, Report
 
@@ -41,6 +41,7 @@ class Plan:
         last: the end of a further first-order step, where the term needs one.
         denoise: whether a step from the noise that is left at t = 1 to clean data follows.
         noise: what keys the noise, for an SDE.
+        cleans: whether the backend's part holds that step itself.
     """
 
     engine: Engine
@@ -54,6 +55,7 @@ class Plan:
     last: float | None = None
     denoise: bool = False
     noise: NoiseKey | None = None
+    cleans: bool = False
 
     def time(self, tau: float) -> float:
         """A clock reading of the run in the caller's time."""
@@ -130,12 +132,15 @@ def pose(
     )
 
 
-def native(term: Term, x: Tensor, request: Request) -> NativeField | None:
-    """The term's field without Python, where its model has one and the backend can use it."""
-    if request.backend != "rust":
-        return None
-    form = term.affine()
-    if form is None or not isinstance(form.model, NativeModel):
+def native(
+    term: Term, x: Tensor, request: Request, form: Affine | None = None
+) -> NativeField | None:
+    """The term's field without Python, where its model has one and the backend can use it.
+
+    ``form``: what the run calls, where that is not the term's own slope.
+    """
+    form = term.affine() if form is None else form
+    if request.backend != "rust" or form is None or not isinstance(form.model, NativeModel):
         return None
     time = torch.float64 if needs_exact_time(form.model) else x.dtype
     return form.model.native(x, time, request.cond, form.reads)

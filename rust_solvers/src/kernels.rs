@@ -219,23 +219,15 @@ fn ratios<T: Real, const M: usize>(
     })
 }
 
-/// `out = a y + b k + s w`, or `out = a y + b k + g w` elementwise where a diffusion `g` is given.
-/// The noise `w` is in double precision. Returns whether any element is NaN or infinite.
-pub fn noisy_update<T: Real>(
-    out: &mut [T],
-    (a, y): Term<T>,
-    (b, k): Term<T>,
-    noise: &Noise<T>,
-) -> bool {
-    let n = out.len();
-    assert!(y.len() == n && k.len() == n && noise.w.len() == n, "operands differ in length");
+/// `out += scale w`, or `out += g scale w` elementwise where a diffusion `g` is given; `w` is in double
+/// precision. Returns whether any element of the result is NaN or infinite.
+///
+/// # Panics
+/// If an operand has another length than `out`.
+pub fn kick<T: Real>(out: &mut [T], w: &[f64], scale: f64, diffusion: Option<&[T]>) -> bool {
+    assert!(w.len() == out.len() && diffusion.is_none_or(|g| g.len() == w.len()), "lengths differ");
     each_chunk(out, |range, out| {
-        let noise = Noise {
-            w: &noise.w[range.clone()],
-            scale: noise.scale,
-            diffusion: noise.diffusion.map(|g| &g[range.clone()]),
-        };
-        noisy_chunk(out, (a, &y[range.clone()]), (b, &k[range]), &noise)
+        kick_chunk(out, &w[range.clone()], scale, diffusion.map(|g| &g[range]))
     })
 }
 
@@ -256,6 +248,22 @@ fn rescale_chunk<T: Real>(out: &mut [T], a: T, b: T, y: &[T]) {
     }
 }
 
+#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+fn kick_chunk<T: Real>(out: &mut [T], w: &[f64], scale: f64, diffusion: Option<&[T]>) -> u32 {
+    let n = out.len();
+    let w = &w[..n];
+    let mut bad = 0;
+    for i in 0..n {
+        let mut kick = T::from_f64(scale * w[i]);
+        if let Some(g) = diffusion {
+            kick = g[i] * kick;
+        }
+        out[i] += kick;
+        bad |= out[i].non_finite();
+    }
+    bad
+}
+
 /// Fill `out` chunk by chunk; whether some call gave anything but 0.
 fn each_chunk<T: Real>(out: &mut [T], fill: impl Fn(Range<usize>, &mut [T]) -> u32 + Sync) -> bool {
     let bad = AtomicU32::new(0);
@@ -268,31 +276,6 @@ fn each_chunk<T: Real>(out: &mut [T], fill: impl Fn(Range<usize>, &mut [T]) -> u
         bad.fetch_or(found, Ordering::Relaxed);
     });
     bad.into_inner() != 0
-}
-
-/// A noise increment and what multiplies it: `scale`, and a diffusion of the state's shape if any.
-pub struct Noise<'a, T> {
-    pub w: &'a [f64],
-    pub scale: f64,
-    pub diffusion: Option<&'a [T]>,
-}
-
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn noisy_chunk<T: Real>(out: &mut [T], y: Term<T>, k: Term<T>, noise: &Noise<T>) -> u32 {
-    let n = out.len();
-    let (a, b) = (T::from_f64(y.0), T::from_f64(k.0));
-    let (y, k, w) = (&y.1[..n], &k.1[..n], &noise.w[..n]);
-    let mut bad = 0;
-    for i in 0..n {
-        let mut kick = T::from_f64(noise.scale * w[i]);
-        if let Some(g) = noise.diffusion {
-            kick = g[i] * kick;
-        }
-        let sum = a * y[i] + b * k[i] + kick;
-        out[i] = sum;
-        bad |= sum.non_finite();
-    }
-    bad
 }
 
 /// Indices of the rows of length `row` in which some element is NaN or infinite.

@@ -1,8 +1,8 @@
 """The same methods in torch: any device, differentiable, the same numbers to rounding."""
 
 from .implicit import esdirk
-from .recurrence import euler_maruyama
+from .recurrence import recurrence
 from .rows import runge_kutta_rows
 from .runge_kutta import runge_kutta
 
-__all__ = ["esdirk", "euler_maruyama", "runge_kutta", "runge_kutta_rows"]
+__all__ = ["esdirk", "recurrence", "runge_kutta", "runge_kutta_rows"]

@@ -1,45 +1,145 @@
-"""One-step recurrences on a fixed grid, with one noise a step."""
+"""Programmes in torch: see `interp.solvers.programme`."""
 
 from __future__ import annotations
 
-import itertools
-
+import torch
 from torch import Tensor
 
-from ...noise import BrownianPath
+from ...noise import BrownianPath, node_normals, stream_key
 from ..problem import NoiseKey, Problem, Report
+from ..programme import Noise, Programme, Stage
 from .run import Run, bad_rows, finite
 
 
-def euler_maruyama(
-    problem: Problem,
-    grid: list[float],
-    a: list[float],
-    b: list[float],
-    s: list[float],
-    noise: NoiseKey,
-) -> Report:
-    """y_new = a y + b field + s dW (times the diffusion, where there is one)."""
+class Normals:
+    """The normals of a programme for a state like ``y``, in their order."""
+
+    def __init__(self, programme: Programme, noise: NoiseKey, y: Tensor) -> None:
+        self.noise, self.stream = noise, programme.fresh
+        self.shape, self.dtype, self.device = y.shape, y.dtype, y.device
+        self.rows = len(y) if y.ndim else 1
+        self.row_len = y.numel() // self.rows if self.rows else 0
+        draws = [draw for stage in programme.stages for draw in stage.noise]
+        steps = [(s, r) for _, s, r, _ in draws if r is not None]
+        area = any(r is not None and h != 0.0 for _, _, r, h in draws)
+        path = BrownianPath(
+            self.rows, self.row_len, noise.seed, noise.first_row, noise.span, noise.depth, y.device
+        )
+        self._increments = path.increments(steps, area)
+
+    def draw(self, draw: Noise) -> Tensor:
+        """The next draw, like y."""
+        size, s, r, area = draw
+        if r is None:
+            values = size * self._fresh(int(s))
+        else:
+            w, h = next(self._increments)
+            values = size * w if area == 0.0 or h is None else size * w + area * h
+        return values.reshape(self.shape).to(self.dtype)
+
+    def _fresh(self, number: int) -> Tensor:
+        key, first = stream_key(self.noise.seed, self.stream), self.noise.first_row
+        return node_normals(self.rows, self.row_len, first, key, number, self.device)
+
+
+class Stepper:
+    """A programme in progress, one stage at a time.
+
+        stepper = Stepper(programme, x)
+        while stepper.stage is not None:
+            stepper.advance(field(stepper.asks, stepper.here) if stepper.asks is not None else None)
+        stepper.start                                       # the end of the run
+
+    Attributes:
+        start: the state at the end of the last step.
+        here: the current state, at which the field is asked.
+        t: the time of ``start``.
+        stage: what comes next; None after the last.
+    """
+
+    def __init__(self, programme: Programme, y: Tensor, normals: Normals | None = None) -> None:
+        self.start = self.here = y
+        self.t = programme.start
+        self._stages = iter(programme.stages)
+        self._slots: list[Tensor | None] = [None] * programme.slots
+        self._normals = normals
+        self.stage: Stage | None = next(self._stages, None)
+
+    @property
+    def asks(self) -> float | None:
+        """What the field is to be told for the next stage; None where it is not asked."""
+        return (
+            None
+            if self.stage is None or self.stage.evaluation is None
+            else self.stage.evaluation[0]
+        )
+
+    def made(self, answer: Tensor | None, diffusion: Tensor | None = None) -> Tensor:
+        """The state that the next stage makes out of the field's answer."""
+        stage = self.stage
+        if stage is None:
+            raise ValueError("this programme has ended")
+        if stage.evaluation is not None and answer is not None:
+            _, p, q, slot = stage.evaluation
+            raw = (p, q) == (0.0, 1.0)
+            self._slots[slot] = answer if raw else torch.add(p * self.here, answer, alpha=q)
+        total: Tensor | None = None
+        states = ((stage.start, self.start), (stage.here, self.here))
+        for c, v in (*states, *((c, self._slots[slot]) for slot, c in stage.slopes)):
+            if c != 0.0 and v is not None:
+                total = c * v if total is None else torch.add(total, v, alpha=c)
+        total = torch.zeros_like(self.here) if total is None else total
+        for draw in stage.noise:
+            if self._normals is not None:
+                kick = self._normals.draw(draw)
+                total = total + (kick if diffusion is None else diffusion * kick)
+        return total
+
+    def take(self, y: Tensor) -> None:
+        """Go on from the state ``y`` that the stage has made."""
+        if self.stage is not None and self.stage.end is not None:
+            self.start, self.t = y, self.stage.end
+        self.here = y
+        self.stage = next(self._stages, None)
+
+    def advance(self, answer: Tensor | None, diffusion: Tensor | None = None) -> Tensor:
+        """Run the next stage; the state that it makes."""
+        y = self.made(answer, diffusion)
+        self.take(y)
+        return y
+
+
+def recurrence(problem: Problem, programme: Programme, noise: NoiseKey | None = None) -> Report:
+    """Run a programme."""
     run = Run(problem)
-    rows = run.y.numel() // problem.row if problem.row else 0
-    path = BrownianPath(
-        rows, problem.row, noise.seed, noise.first_row, noise.span, noise.depth, run.y.device
-    )
-    run.save_state(grid[0])
-    w: tuple[float, Tensor] | None = None
-    for i, (t, end) in enumerate(itertools.pairwise(grid)):
-        slope = run.slope(t, run.y)
-        diffusion = None
-        if problem.diffusion is not None:
-            diffusion = run.call(problem.diffusion, problem.told(t), run.y)
-        y_end = a[i] * run.y + b[i] * slope
-        if s[i] != 0:
-            before = w[1] if w is not None and w[0] == t else path.at(t)
-            w = (end, path.at(end))
-            kick = (s[i] * (w[1] - before)).reshape(run.y.shape).to(run.y.dtype)
-            y_end = y_end + (kick if diffusion is None else diffusion * kick)
-        if not finite(y_end):
-            run.rows = bad_rows(slope, y_end)
-            return run.report("non_finite", t, end - t)
-        run.accept(end, y_end)
-    return run.report("done", grid[-1], grid[-1] - grid[-2])
+    stepper = Stepper(programme, run.y, None if noise is None else Normals(programme, noise, run.y))
+    step = 0.0
+    for _ in range(programme.saves):
+        run.save(run.y)
+    while (stage := stepper.stage) is not None:
+        slope = diffusion = None
+        if stage.evaluation is not None:
+            slope = run.slope(stage.evaluation[0], stepper.here)
+            if problem.diffusion is not None:
+                told = problem.told(stage.evaluation[0])
+                diffusion = run.call(problem.diffusion, told, stepper.here)
+        y = stepper.made(slope, diffusion)
+        if not finite(y):
+            run.rows = bad_rows(slope, y)
+            end = next(s.end for s in _from(programme, stage) if s.end is not None)
+            return run.report("non_finite", stepper.t, end - stepper.t)
+        if stage.end is not None:
+            step = stage.end - stepper.t
+            run.y, run.accepted = y, run.accepted + 1
+            for _ in range(stage.saves):
+                run.save(y)
+            if run.observe(stage.end, y):
+                return run.report("stopped", stage.end, step)
+        stepper.take(y)
+    return run.report("done", stepper.t, step)
+
+
+def _from(programme: Programme, stage: Stage) -> list[Stage]:
+    """The stages from this one on."""
+    where = next(i for i, s in enumerate(programme.stages) if s is stage)
+    return programme.stages[where:]

@@ -66,6 +66,10 @@ class Run:
         self.y = y
         self.accepted += 1
         self.save_state(t)
+        return self.observe(t, y)
+
+    def observe(self, t: float, y: Tensor) -> bool:
+        """Tell of a state at the end of a step; whether the run is to stop there."""
         if self.problem.observer is None:
             return False
         version = version_of(y)

@@ -1,0 +1,97 @@
+"""DDIM and DDPM: first-order steps, with any part of the noise drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..arguments import real
+from ..errors import OptionError, UnknownName
+from .exponential import Array, Levels, first_order
+from .programme import Move
+
+
+def ddim(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
+    """x_r = beta_r D + sqrt(sigma_r^2 - q^2) n + q z,  q = eta sigma_r sqrt(1 - exp(-2 h)).
+
+    eta = 0 is the first-order exponential integrator of the probability flow, which is Euler's method
+    in (x / beta, sigma / beta); eta = 1 is DDPM with its small variance, at any stride. In the
+    variance-preserving case q = eta sqrt((1 - abar_r) / (1 - abar_t)) sqrt(1 - abar_t / abar_r).
+
+    Source: Song, Meng, Ermon 2021 (2010.02502), eq. 12 and 16.
+    """
+    eta = real("eta", options.get("eta", 0.0))
+    if eta > 1:
+        raise OptionError(f"eta={eta!r} draws more noise than there is. Give a number in [0, 1].")
+    t, r = levels[:-1], levels[1:]
+    if eta == 0:
+        return steps(levels, *one_step(levels))
+    h = towards_data(t, r, "ddim with eta > 0")
+    with np.errstate(divide="ignore"):  # from nothing but noise, all of it is drawn anew
+        damping = -0.5 * np.log1p(eta**2 * np.expm1(-2.0 * h))
+    return steps(levels, *first_order(t, r, damping))
+
+
+def ddpm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
+    """The ancestral step: the mean of q(x_r | x_t, D), and one of the paper's two variances.
+
+    "small" is the variance of q(x_r | x_t, x_1), sigma_r^2 (1 - exp(-2 h)); "large" that of the
+    noising from r to t, sigma_t^2 (1 - exp(-2 h)) = 1 - abar_t / abar_r, here in the units of x_r where
+    a path does not preserve the variance. The last step to clean data draws none.
+
+    Source: Ho, Jain, Abbeel 2020 (2006.11239), eq. 7 and section 3.2.
+    """
+    variance = options.get("variance", "small")
+    if variance not in ("small", "large"):
+        raise UnknownName.of("variance of ddpm", variance, ("small", "large"))
+    t, r = levels[:-1], levels[1:]
+    h = towards_data(t, r, "ddpm")
+    kept, gain, noise = first_order(t, r, h)
+    if variance == "large":
+        size = np.hypot(r.beta, r.sigma) / np.hypot(t.beta, t.sigma)
+        noise = np.where(r.sigma == 0, 0.0, size * t.sigma * np.sqrt(-np.expm1(-2.0 * h)))
+    return steps(levels, kept, gain, noise)
+
+
+def towards_data(t: Levels, r: Levels, name: str) -> Array:
+    """The steps in lambda, which have to be positive where noise is taken away."""
+    h: Array = r.lam - t.lam
+    if not (h > 0).all():
+        raise OptionError(
+            f"{name} goes from noise to data, and this run goes the other way. Use ddim with eta=0, or "
+            'euler_maruyama on path.sde(model, diffusion="reverse"), which noises.'
+        )
+    return h
+
+
+def one_step(levels: Levels) -> tuple[Array, Array, Array]:
+    """`first_order` of each step, without noise."""
+    return first_order(levels[:-1], levels[1:])
+
+
+def steps(levels: Levels, kept: Array, gain: Array, noise: Array) -> list[Move]:
+    """One move a step, x_r = kept x + gain D + noise z, with z the increment of W.
+
+    A step from clean data, where x tells D and nothing of n, asks for n instead.
+    """
+    t = levels.t.tolist()
+    with np.errstate(all="ignore"):
+        size = noise / np.sqrt(np.abs(np.diff(levels.t)))
+    a, b, s = kept.tolist(), gain.tolist(), np.where(noise == 0, 0.0, size).tolist()
+    moves = [
+        Move(t[i], levels.kind, 0.0, a[i], {i: b[i]}, [(s[i], t[i], t[i + 1], 0.0)], t[i + 1])
+        for i in range(len(a))
+    ]
+    for i in np.flatnonzero(levels.sigma[:-1] == 0).tolist():
+        moves[i] = exact_step(levels, i, i)
+    return moves
+
+
+def exact_step(levels: Levels, i: int, number: int) -> Move:
+    """The first-order step from level i, by whichever of D and n is told there."""
+    side = levels.other if levels.sigma[i] == 0 else levels
+    kept, gain, _ = first_order(side[i : i + 1], side[i + 1 : i + 2])
+    t, r = float(levels.t[i]), float(levels.t[i + 1])
+    return Move(t, side.kind, here=float(kept[0]), slopes={number: float(gain[0])}, end=r)

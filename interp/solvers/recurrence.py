@@ -1,0 +1,151 @@
+"""Methods that are programmes: what their runs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import views
+from ..arguments import host, whole
+from ..errors import InterpError, OptionError, Unsupported
+from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
+from ..terms import SDE, PathODE, PathSDE
+from ..terms.model import Affine, bound, needs_exact_time, readings, told
+from . import ending, grids, rust_backend, torch_backend
+from .exponential import Levels
+from .plan import Engine, Plan, Request, native, pose
+from .problem import NoiseKey, Observer, Problem
+from .programme import Move, Programme, compiled
+
+Sampler = Callable[[Levels, Mapping[str, Any]], list[Move]]
+"""sampler(levels, options): the moves over a grid whose levels are given."""
+
+
+def times_of(request: Request) -> list[float]:
+    """The grid of the run, which a programme has to have."""
+    if request.grid is None:
+        raise OptionError(f"{request.method.name} takes the steps it is given. Give steps=N.")
+    return request.grid
+
+
+def run_of(
+    programme: Programme,
+    problem: Problem,
+    request: Request,
+    term: SDE | PathODE | PathSDE,
+    x: Tensor,
+) -> Plan:
+    """The plan that runs a programme in the caller's own time and state."""
+    noise = noise_key(term, x, times_of(request), request) if programme.noisy else None
+    engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).recurrence
+    start, stop = request.ends
+    arguments, saves, asked = (programme, noise), request.saves, request.asked
+    return Plan(engine, arguments, problem, saves, asked, None, start, stop, noise=noise)
+
+
+def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
+    """The scheme of a sampler for paths with a Gaussian base, whatever the model's view."""
+
+    def scheme(
+        term: PathODE | PathSDE, x: Tensor, request: Request, observer: Observer | None
+    ) -> Plan:
+        check_term(term, request)
+        times = times_of(request)
+        levels = Levels.of(term.path, times)
+        if ending.wanted(term, request.ends, request.options):
+            levels = levels.then_clean()
+        moves = sampler(levels, request.options)
+        programme = programme_for(term, moves, times[0], request.saves)
+        problem = pose(
+            x, x, request.saves, bound(term.model, request.cond), needs_exact_time(term.model),
+            request.backend,
+        )  # fmt: skip
+        problem.observer = observer
+        itself = Affine(term.model, lambda stamps: readings(host(stamps), 1.0, 1.0, 0.0))
+        problem.native = native(term, x, request, itself)
+        made = run_of(programme, problem, request, term, x)
+        made.cleans = True
+        return made
+
+    return scheme
+
+
+def check_term(term: PathODE | PathSDE, request: Request) -> None:
+    """Refuse a term that a semi-linear sampler cannot run."""
+    name = request.method.name
+    if not term.path.gaussian_base:
+        raise Unsupported(
+            f"{name} needs a path with a Gaussian base, where data and noise tell each other. Use heun, "
+            "rk4 or dopri5."
+        )
+    if term.path.element:
+        raise Unsupported(
+            f"{name} has one coefficient a step, and the coefficients of this path differ between "
+            "elements. Use heun, rk4 or dopri5."
+        )
+    if isinstance(term, PathSDE) and (term.diffusion != "reverse" or not term.exponential):
+        raise Unsupported(
+            f"{name} draws the noise of the reverse SDE or of its own option eta, and this term has an "
+            'eps of its own. Give path.ode(model), diffusion="reverse", or method="euler_maruyama".'
+        )
+
+
+def programme_for(
+    term: PathODE | PathSDE, moves: list[Move], start: float, saves: list[float]
+) -> Programme:
+    """The moves compiled for a model of the term's view, told what it wants to be told."""
+
+    def stamps(times: list[float]) -> list[float]:
+        given: list[float] = told(term.path, term.time, host(times)).tolist()
+        return given
+
+    def converted(times: list[float], kinds: list[str | None]) -> list[tuple[float, float]]:
+        pairs = [(0.0, 1.0)] * len(times)
+        for kind in {kind for kind in kinds if kind is not None and kind != term.view}:
+            chosen = [i for i, k in enumerate(kinds) if k == kind]
+            k = term.path.coefficients(host([times[i] for i in chosen]))
+            p, q = views.weights(k, term.view, kind)
+            p = torch.zeros_like(q) if p is None else p
+            for i, pq in zip(chosen, zip(p.tolist(), q.tolist(), strict=True), strict=True):
+                pairs[i] = pq
+        return pairs
+
+    with torch.no_grad():
+        return compiled(moves, start, saves, stamps, converted)
+
+
+# Noise
+
+
+def noise_key(
+    term: SDE | PathODE | PathSDE, x: Tensor, grid: list[float], request: Request
+) -> NoiseKey:
+    """What keys the noise of a run on a grid."""
+    options = request.options
+    span = (min(request.ends), max(request.ends)) if term.path is None else (0.0, 1.0)
+    if options.get("span") is not None:
+        span = _span(options["span"], span, term.path is not None)
+    depth = whole("depth", options.get("depth", 10), 1, 48)
+    seed = fresh_seed() if request.seed is None else check_seed(request.seed)
+    rows = len(x) if x.ndim else 1
+    first_row = check_first_row(request.first_row, rows)
+    depth = depth_for(grid, span, depth)
+    return NoiseKey(seed, STREAMS["path"], first_row, span, depth)
+
+
+def _span(given: object, run: tuple[float, float], is_path: bool) -> tuple[float, float]:
+    """The root interval of the noise, as given: it has to hold the run's."""
+    try:
+        low, high = grids.interval(given)
+        holds = not is_path and low <= run[0] and run[1] <= high
+    except InterpError:
+        holds = False
+    if not holds:
+        raise OptionError(
+            f"span={given!r} does not root the noise of this run, from {run[0]:g} to {run[1]:g}. Give "
+            "an interval that holds it (a path's is always [0, 1])."
+        )
+    return low, high
