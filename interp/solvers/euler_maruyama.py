@@ -10,7 +10,7 @@ from ..errors import Unsupported
 from ..terms import SDE, PathSDE, Steps
 from .plan import Plan, Request, native, pose
 from .problem import Observer, Problem
-from .programme import Move, compiled
+from .programme import Programme, Stage, saving
 from .recurrence import run_of, times_of
 
 
@@ -28,13 +28,12 @@ def euler_maruyama(
         if isinstance(term, PathSDE)
         else _steps_by_hand(term, grid, problem, request)
     )
-    moves = [
-        Move(at=t, here=a, slopes={i: b}, noise=[(s, t, r, 0.0)], end=r)
-        for i, ((t, r), a, b, s) in enumerate(
-            zip(itertools.pairwise(grid), steps.a, steps.b, steps.s, strict=True)
-        )
+    # One stage a step, written down at once: a run may have very many of them.
+    stages = [
+        Stage((t, 0.0, 1.0, 0), 0.0, a, [(0, b)], [(s, t, r, 0.0)] if s else [], r)
+        for (t, r), a, b, s in zip(itertools.pairwise(grid), steps.a, steps.b, steps.s, strict=True)
     ]
-    programme = compiled(moves, grid[0], request.saves)
+    programme = saving(Programme(grid[0], 0, 1, stages), request.saves)
     return run_of(programme, problem, request, term, x)
 
 

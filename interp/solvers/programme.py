@@ -146,10 +146,10 @@ def compiled(
         stages.append(Stage(evaluation, move.start, here, used, noise, move.end))
         spent = [k for k in slot_of if last_use.get(k, i) <= i]
         free.extend(slot_of.pop(k) for k in spent)
-    return _saving(Programme(start, 0, slots, stages), saves)
+    return saving(Programme(start, 0, slots, stages), saves)
 
 
-def _saving(programme: Programme, saves: Sequence[float]) -> Programme:
+def saving(programme: Programme, saves: Sequence[float]) -> Programme:
     """The programme with each output time at the last state that it is the time of."""
     place = {stage.end: i for i, stage in enumerate(programme.stages) if stage.end is not None}
     for t in saves:
