@@ -62,8 +62,8 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "noise", "plot", "schedules",
-    "testing", "times", "tuning",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "noise", "plot",
+    "schedules", "testing", "times", "tuning",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
