@@ -37,7 +37,7 @@ def at(t):
 
 @pytest.mark.parametrize("steps", [3, 6])
 def test_euler_on_a_gaussian_takes_even_steps_in_the_angle(steps):
-    """Sabour, Fidler, Kreis (2404.14507), theorem 3.1: sigma = c tan(even steps), for data of width c.
+    """Sabour, Fidler, Kreis (2404.14507), for normal data of width c: sigma = c tan of even steps.
 
     One step multiplies the true ratio by cos(delta), so that the least loss is of equal deltas.
     (VE ends with a step to clean data, which is one of the exact run as well.)
@@ -64,7 +64,7 @@ def test_paths_between_gaussians(objective, least, deviation):
     """Optimal transport moves straight and evenly; the least change of the field is geometric.
 
     v = (log S)' x / 2 with S = alpha^2 + beta^2 width^2: int E|v|^2 = int (sqrt S)'^2, and int |dv/dx|^2
-    = int (log sqrt S)'^2 (Chen, Vanden-Eijnden, Xu, 2509.01629, prop. 3.2).
+    = int (log sqrt S)'^2 (Chen, Vanden-Eijnden, Xu, 2509.01629).
     """
     best = interp.best_schedule(NARROW, "euler", 4, objective, "path", rows=256)
     assert best.grid == (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -77,6 +77,7 @@ def test_a_second_rate_that_is_infinite_is_refused():
 @settings(deadline=None, max_examples=60)
 def test_noising_is_what_moves_mean_and_variance(path, t):
     """d beta / du = f beta and d sigma^2 / du = 2 f sigma^2 + G^2, u = 1 - t, by differences."""
+    t = 0.999 * t + 0.000123  # beside the nodes of a table, where a second derivative jumps
     f, G = path.noising(t)
     k, h = path.coefficients(t), 1e-6
     after, before = (path.coefficients(s) for s in (t + h, t - h))

@@ -23,6 +23,10 @@ class Cells(NamedTuple):
     #: (cells, 8): x and y at its beginning, w, h, D, d0, d1 and d0 + d1 - 2 D.
     numbers: Tensor
 
+    def to(self, device: torch.device) -> Cells:
+        """The same on a device."""
+        return self if self.x.device == device else Cells(*(v.to(device) for v in self))
+
 
 def cells(x: Tensor, y: Tensor, slopes: Tensor) -> Cells:
     """The spline through (x, y) with ``slopes`` there, all (n,) and rising; slopes positive."""
@@ -34,7 +38,7 @@ def cells(x: Tensor, y: Tensor, slopes: Tensor) -> Cells:
 
 def jet(spline: Cells, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and slope at x."""
-    x0, y0, w, h, D, d0, d1, e = _cell(spline.numbers, spline.x, x)
+    x0, y0, w, h, D, d0, d1, e = cell(spline.numbers, spline.x, x)
     q = (x - x0) / w
     p = 1 - q
     below = D + e * (q * p)
@@ -45,14 +49,14 @@ def jet(spline: Cells, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def inverse(spline: Cells, y: Tensor) -> Tensor:
     """The x at which the value is y: the stable root of a quadratic."""
-    x0, y0, w, h, D, d0, _, e = _cell(spline.numbers, spline.y, y)
+    x0, y0, w, h, D, d0, _, e = cell(spline.numbers, spline.y, y)
     rise = y - y0
     a, b, c = h * (D - d0) + rise * e, h * d0 - rise * e, -D * rise
     root = (b * b - 4 * a * c).clamp(min=0).sqrt()
     return x0 + w * 2 * c / (-b - root)
 
 
-def _cell(numbers: Tensor, edges: Tensor, at: Tensor) -> tuple[Tensor, ...]:
+def cell(numbers: Tensor, edges: Tensor, at: Tensor) -> tuple[Tensor, ...]:
     """The numbers of the cell that holds each of ``at``."""
     k = torch.searchsorted(edges.detach(), at.detach().contiguous(), right=True) - 1
     return numbers[k.clamp(0, len(numbers) - 1)].unbind(-1)

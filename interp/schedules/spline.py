@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
 from ..scalar import Schedule
-
-
-class _Cells(NamedTuple):
-    """The finite nodes, rising: where each cell begins in t and y, and its numbers."""
-
-    t: Tensor
-    y: Tensor
-    #: (cells, 8): t and y at its beginning, width w, rise h, D = h / w, both slopes, their sum - 2 D.
-    numbers: Tensor
+from . import rational
 
 
 class LogSNR:
     """Log-SNR through a table's nodes: index k at t = 1 - (k + 1) / n, exact there.
 
-    Between nodes, with q in [0, 1] along a cell of width w, its rise h, D = h / w and slopes d at
-    the nodes,
-
-        y = y_i + h (D q^2 + d_i q (1 - q)) / (D + (d_i + d_{i+1} - 2 D) q (1 - q)),
-
-    which is monotone for any positive slopes: inside, the harmonic means of their neighbours' D; at
-    the ends D and half of its change to the next cell's, within D / 3 and 3 D.
+    Between nodes a rational-quadratic spline, which is monotone for any positive slopes: inside, the
+    harmonic means of their neighbours' D, rise over width; at the ends D and half of its change to
+    the next cell's, within D / 3 and 3 D.
     On the last cell sigma / beta falls linearly to 0 at t = 1; where the last entry is -inf, beta /
     sigma rises linearly from 0 on the first. Gregory, Delbourgo 1982.
 
@@ -75,14 +62,11 @@ class LogSNR:
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log-SNR at t."""
-        value, _, _ = self._spline(t)
-        return self._with_ends(t, value)
+        return self._with_ends(t, self._inside(t)[0])
 
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Log-SNR and its derivative, which is infinite at a pure end."""
-        value, D_below, shares = self._spline(t)
-        q, p, D, d0, d1 = shares
-        slope = D_below * D_below * ((d1 * q + 2 * D * p) * q + d0 * p * p)
+        value, slope = self._inside(t)
         slope = torch.where(t >= self.end, 2 / (1 - t), slope)
         if self.starts_pure:
             slope = torch.where(t < self.begin, 2 / t, slope)
@@ -91,7 +75,7 @@ class LogSNR:
     def bend(self, t: Tensor) -> Tensor:
         """Its second derivative between the finite nodes."""
         cells, t = self._on(t.device), t.clamp(self.begin, self.end)
-        t0, _, w, _, D, d0, d1, e = _cell(cells.numbers, cells.t, t)
+        t0, _, w, _, D, d0, d1, e = rational.cell(cells.numbers, cells.x, t)
         q = (t - t0) / w
         p = 1 - q
         below, slope_below = D + e * (p * q), e * (p - q)
@@ -108,7 +92,7 @@ class LogSNR:
 
     def time_at(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
-        t = self._invert(log_snr)
+        t = rational.inverse(self._on(log_snr.device), log_snr.clamp(self.low, self.high))
         last = 1 - (1 - self.end) * torch.exp(0.5 * (self.high - log_snr))
         t = torch.where(log_snr >= self.high, last, t)
         if self.starts_pure:
@@ -116,40 +100,17 @@ class LogSNR:
             t = torch.where(log_snr < self.low, first, t)
         return t
 
-    def _on(self, device: torch.device) -> _Cells:
+    def _inside(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and slope between the finite nodes; beyond, at the nearest."""
+        return rational.jet(self._on(t.device), t.clamp(self.begin, self.end))
+
+    def _on(self, device: torch.device) -> rational.Cells:
         if device not in self._cells:
-            here = self._cells[torch.device("cpu")]
-            self._cells[device] = _Cells(*(v.to(device) for v in here))
+            self._cells[device] = self._cells[torch.device("cpu")].to(device)
         return self._cells[device]
 
-    def _spline(self, t: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Between the finite nodes (beyond, at the nearest): the value, and what the slope takes."""
-        cells, t = self._on(t.device), t.clamp(self.begin, self.end)
-        t0, y0, w, h, D, d0, d1, e = _cell(cells.numbers, cells.t, t)
-        q = (t - t0) / w
-        p = 1 - q
-        below = D + e * (p * q)
-        value = y0 + h * q * (D * q + d0 * p) / below
-        return value, D / below, (q, p, D, d0, d1)
 
-    def _invert(self, y: Tensor) -> Tensor:
-        """The time of a value between the finite nodes: the root q in [0, 1] of a quadratic."""
-        cells, y = self._on(y.device), y.clamp(self.low, self.high)
-        t0, y0, w, h, D, d0, _, e = _cell(cells.numbers, cells.y, y)
-        rise = y - y0
-        bend = rise * e
-        a, b, c = h * (D - d0) + bend, h * d0 - bend, -D * rise
-        root = torch.sqrt(torch.clamp_min(b * b - 4 * a * c, 0.0))
-        return t0 + w * (2 * c / (-b - root))
-
-
-def _cell(numbers: Tensor, begins: Tensor, at: Tensor) -> tuple[Tensor, ...]:
-    """The numbers of the cell that holds each of ``at``."""
-    i = torch.searchsorted(begins, at.detach(), right=True) - 1
-    return numbers[i].unbind(-1)
-
-
-def _cells(t: Tensor, y: Tensor) -> _Cells:
+def _cells(t: Tensor, y: Tensor) -> rational.Cells:
     """Slopes: harmonic means of the neighbours' D inside, at the ends D + half its change."""
     w, h = t.diff(), y.diff()
     D = h / w
@@ -159,8 +120,7 @@ def _cells(t: Tensor, y: Tensor) -> _Cells:
         ends, inner = D[[0, -1]], D[[1, -2]]
         ends = (1.5 * ends - 0.5 * inner).clamp(ends / 3, ends * 3)
         d = torch.cat([ends[:1], inside, ends[1:]])
-    numbers = torch.stack([t[:-1], y[:-1], w, h, D, d[:-1], d[1:], d[:-1] + d[1:] - 2 * D], -1)
-    return _Cells(t[:-1].contiguous(), y[:-1].contiguous(), numbers)
+    return rational.cells(t, y, d)
 
 
 class Angle(Schedule):

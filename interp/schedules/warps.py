@@ -143,22 +143,18 @@ def smoothstep() -> Warp:
 
 
 class _Spline(Composite):
-    """A rational-quadratic spline, its cells on the device of the times."""
+    """A rational-quadratic spline as a schedule, with its inverse."""
 
     def __init__(self, spline: rational.Cells) -> None:
         super().__init__()
         self._spline = spline
 
-    def on(self, device: torch.device) -> rational.Cells:
-        here = self._spline
-        return here if here.x.device == device else rational.Cells(*(v.to(device) for v in here))
-
     def _rule(self, t: Tensor) -> Jet:
-        value, slope = rational.jet(self.on(t.device), t)
+        value, slope = rational.jet(self._spline.to(t.device), t)
         return value, slope, value * slope
 
     def back(self, s: Tensor) -> Tensor:
-        t = rational.inverse(self.on(s.device), s)
+        t = rational.inverse(self._spline.to(s.device), s)
         return torch.where(s == 0, 0.0, torch.where(s == 1, 1.0, t))
 
 

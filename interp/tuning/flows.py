@@ -58,7 +58,14 @@ class Flow:
     def run(self, path: Interpolant | None, half: int = 0, **options: Any) -> Tensor:
         """Where the starts of a half end, float64 on the host."""
         x, cond = self.halves[half]
-        return solve(self.on(path), x, cond=cond, **options).x.double().cpu()
+        solution = solve(self.on(path), x, cond=cond, **options)
+        if solution.stats.seed is not None:
+            raise OptionError(
+                f"{solution.stats.method} draws noise, so that its runs do not end where the flow does. "
+                'Give a method that draws none; the grid of objective="likelihood" serves ancestral '
+                "sampling too."
+            )
+        return solution.x.double().cpu()
 
     @functools.cached_property
     def exact(self) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ Errors are those of the given solver, whichever takes a grid, by its runs alone.
 path's own, worked out from `Moments`. On a grid the two integrals are those of the clock that takes
 even steps: N sum_k (int_k sqrt(E |v|^2) dt)^2, least where all steps are equally long.
 
-The likelihood bound of N steps (Kingma, Salimans, Poole, Ho 2021, 2107.00630, eq. 13) exceeds that of
+The likelihood bound of N steps (Kingma, Salimans, Poole, Ho 2021, 2107.00630) exceeds that of
 infinitely many by
 
     (1/2) sum_k int_k (mmse(t_k) - mmse) dSNR,
 
 which for an exact posterior mean is also the bound on the KL divergence that `Align Your Steps`
-minimises for a first-order solver of the SDE (Sabour, Fidler, Kreis 2024, 2404.14507, sec. 3.1); the
+minimises for a first-order solver of the SDE (Sabour, Fidler, Kreis 2024, 2404.14507); the
 last step decodes by a normal law of the variance mmse. Scales of x do not enter it.
 
 Sources: kinetic energy, Shaul, Chen, Nickel, Le, Lipman 2023 (2306.06626); lipschitz, averaged and

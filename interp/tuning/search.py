@@ -163,11 +163,10 @@ def _check(solver: str, objective: str, optimise: str) -> None:
         raise UnknownName.of("objective", objective, OBJECTIVES)
     if optimise not in _SPACES:
         raise UnknownName.of("part of a schedule to optimise", optimise, _SPACES)
-    method = catalogue.find(solver)
-    if method.kind != "ode":
+    if catalogue.find(solver).kind == "sde":
         raise OptionError(
             f"{solver} is a method for SDEs, whose runs do not end where the flow does. Give a method "
-            'for ODEs; the grid of objective="likelihood" is one for ancestral sampling too.'
+            'for ODEs; the grid of objective="likelihood" serves ancestral sampling too.'
         )
 
 
