@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import host
 from ..errors import OptionError, Unsupported
 from ..interpolant import Interpolant
 from ..solvers.catalogue import find
@@ -101,6 +102,7 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(**flat, method=method, options=self._options, noise_of=name)
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor = self._theirs.timesteps
+        self.sigmas: Tensor | None = getattr(self._theirs, "sigmas", None)
         self.order = 1
         self._grid: list[float] = []
         self._programme: Programme | None = None
@@ -193,6 +195,7 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise OptionError("no steps. Give num_inference_steps, 1 or more.")
         self.order = self._programme.order
         self.timesteps = self._stamps(self._times).to(device)
+        self.sigmas = self._levels([*self._times, self._grid[-1]])
         self._step_index = self._begin_index = None
 
     def _lay_out(self, first: int) -> None:
@@ -205,9 +208,16 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._outputs: dict[int, Tensor] = {}
         self._normals: dict[int, Tensor] = {}
 
+    def _levels(self, times: list[float]) -> Tensor:
+        """The noise at these times: sigma of a flow, sigma / beta of the others."""
+        path, reading = self._reading.path, self._reading
+        k = path.coefficients(host(times))
+        flow = path.table is None and reading.preconditioned is None
+        return (k.sigma if flow else k.sigma / k.beta).float()
+
     def _stamps(self, times: list[float]) -> Tensor:
         """What the network is told at these times: int64 where all are indices of a table."""
-        reading, t = self._reading, torch.tensor(times, dtype=torch.float64)
+        reading, t = self._reading, host(times)
         if reading.preconditioned is not None:
             stamps = reading.timestep(reading.preconditioned.scalings(t).c_noise)
         else:
@@ -242,7 +252,8 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     f"stage {index} is inside a step of {self.order} stages. Begin with a multiple, as "
                     "pipelines do that know scheduler.order."
                 )
-            self._lay_out(index // self.order)
+            if index != self._first:
+                self._lay_out(index // self.order)
             self._step_index = index
         j = self._step_index - self._first
         if j >= len(self._programme.stages):
@@ -317,11 +328,11 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _value(self, output: Tensor, t: float, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The view that the programme takes, and the data estimate where it is known or clipped."""
-        reading, at = self._reading, torch.tensor(t, dtype=torch.float64)
+        reading = self._reading
         if reading.preconditioned is not None:
-            output = reading.preconditioned.denoised(output, at, x)
-        else:
-            output = held(reading, output, told(reading.path, reading.time, at), x)
+            output = reading.preconditioned.denoised(output, host(t), x)
+        elif reading.path.table is not None and t > 1 - 1 / reading.path.table:
+            output = held(reading, output, told(reading.path, reading.time, host(t)), x)
         if not (self._clips or self._thresholds):
             return output, output if reading.view == "data" else None
         path, view = reading.path, reading.view

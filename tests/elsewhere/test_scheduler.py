@@ -104,6 +104,10 @@ def test_the_steps_are_those_of_the_scheduler_that_it_replaces(case):
     if case == "stable diffusion":
         stamps = torch.unique(stamps).flip(0)
     assert len(ours.timesteps) == len(stamps)
+    if case in ("euler", "edm", "flow", "dpm karras", "unipc"):
+        kept = theirs.sigmas[: len(stamps)]
+        assert float((ours.sigmas[:-1] / kept - 1).abs().max()) < 1e-3
+        assert len(ours.sigmas) == len(ours.timesteps) + 1
     if case != "dpm karras":  # there the index is rounded and the sigma is not
         span = float(stamps.abs().max())
         assert float((ours.timesteps.double() - stamps).abs().max()) < 1e-3 * span
