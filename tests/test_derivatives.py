@@ -36,6 +36,7 @@ def at(t):
 @settings(deadline=None, max_examples=60)
 def test_the_second_rate_is_the_derivative_of_the_rate(path, t):
     """Central differences of step 1e-5: h^2 of fourth derivatives, and 1e-16 / h of rounding."""
+    t = 0.999 * t + 0.000123  # beside the nodes of a table, where a second derivative jumps
     assume(abs(t - 0.5) > 1e-4)  # where encode_decode goes from one piece to the other
     x0, x1, z = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     h = 1e-5
