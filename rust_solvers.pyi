@@ -59,3 +59,34 @@ class Network:
     @property
     def work(self) -> int:
         """What a row costs, in elements of a pass that only multiplies."""
+
+class UserKernel:
+    """A user's field, called by the engine."""
+
+    def __init__(self, capsule: object, debug: bool) -> None: ...
+    @property
+    def layout(self) -> tuple[int, int]:
+        """The bytes of a number, and the numbers of a row (0 for any)."""
+
+    def call(self, out: Tensor, t: float, x: Tensor) -> None:
+        """Write the field at t and x into ``out``."""
+
+class Decoder:
+    """A decoder that C can call."""
+
+    def __init__(self, network: Network, weights: list[Tensor]) -> None: ...
+    @property
+    def handle(self) -> int:
+        """The address by which C knows it."""
+
+    def decode(self, out: Tensor, z: Tensor, scale: float, shift: float) -> None:
+        """Write clamp(decode(z / scale + shift), -1, 1) into ``out``."""
+
+def ddpm_step(
+    x: Tensor, noise: Tensor, alpha_bar: float, alpha_bar_next: float, z: Tensor | None = None,
+    eta: float = 1.0,
+) -> None:  # fmt: skip
+    """One step of DDPM in place."""
+
+def flow_matching_step(x: Tensor, velocity: Tensor, h: float) -> None:
+    """One Euler step of a flow in place."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         exact,
         grids,
         losses,
+        native,
         noise,
         plot,
         schedules,
@@ -69,8 +70,13 @@ _MODULES = (
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
+<<<<<<< HEAD
     "best_schedule", "tuning",
     "exact", "grids", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
+=======
+    "native", "best_schedule", "tuning",
+    "exact", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
+>>>>>>> 7e9c9e5 (Native fields whole: recorded in milliseconds, a DiT, kernels of a user's own, single steps in place)
 ]  # fmt: skip
 
 

@@ -9,12 +9,13 @@ from torch import nn
 
 from interp.errors import OptionError, UnknownName
 
+from .dit import DiT
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "UNet", "default", "resolve"]
+__all__ = ["MLP", "DiT", "UNet", "default", "resolve"]
 
-_KINDS: dict[str, type[MLP] | type[UNet]] = {"mlp": MLP, "unet": UNet}
+_KINDS: dict[str, type[MLP] | type[UNet] | type[DiT]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
 _OWN = "own:"
 
 
@@ -32,7 +33,7 @@ def resolve(
     """The network that a family was given or is to make, and the name it has in a config.
 
     Args:
-        network: the user's own, "unet", "mlp", or None to choose by ``shape``.
+        network: the user's own, "unet", "dit", "mlp", or None to choose by ``shape``.
         shape: of one data point.
         classes: the number of labels, or None.
         width: of a network made here; None is the kind's own default.

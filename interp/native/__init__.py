@@ -2,5 +2,9 @@
 
 from .compiled import Compiled, compile
 from .field import NativeField, NativeModel
+from .kernels import Decoder, Kernel, ddpm_step, flow_matching_step, vae_decode
 
-__all__ = ["Compiled", "NativeField", "NativeModel", "compile"]
+__all__ = [
+    "Compiled", "Decoder", "Kernel", "NativeField", "NativeModel", "compile", "ddpm_step",
+    "flow_matching_step", "vae_decode",
+]  # fmt: skip

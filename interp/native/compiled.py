@@ -32,8 +32,11 @@ class Compiled(NativeModel):
         uncompiled: every node met so far that has no native form.
     """
 
-    def __init__(self, model: Callable[..., Any], threads: int | None, fallback: bool) -> None:
+    def __init__(
+        self, model: Callable[..., Any], threads: int | None, fallback: bool, timeless: bool = False
+    ) -> None:
         self.model = model
+        self.timeless = timeless
         self.threads = threads
         self.fallback = fallback
         self.uncompiled: list[str] = []
@@ -70,6 +73,37 @@ class Compiled(NativeModel):
             return None
         conditions = [c.clone() for c in program.conditions(cond)]
         return NativeField(program.network, program.weights(), conditions, self.threads, reads)
+
+    def modules(self) -> list[nn.Module]:
+        """Those that the model is made of."""
+        return list(self._held.modules())
+
+    def program(self, x: Tensor) -> tuple[Network, list[Tensor], tuple[int, ...]]:
+        """The network of a model without time, its weights, and the shape of a row of its result."""
+        found = self._program(torch.zeros((), dtype=x.dtype), x, {})
+        assert found is not None  # fallback is off
+        return found.network, found.weights(), found.shape
+
+    def try_out(self) -> None:
+        """Compile for points of the shape that the first layers suggest, where they do.
+
+        Raises:
+            Uncompilable: a model that takes such points and cannot be compiled.
+        """
+        weights = [p for p in self._held.parameters() if p.is_floating_point()]
+        if not weights or any(p.device.type != "cpu" for p in weights):
+            return
+        t = torch.zeros((), dtype=weights[0].dtype)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for shape in _likely_shapes(self._held):
+                x = torch.zeros(2, *shape, dtype=weights[0].dtype)
+                try:
+                    out = self.model(t, x)
+                except Exception:  # not this shape, or not without conditions
+                    continue
+                if isinstance(out, Tensor) and out.shape == x.shape and self._native_here(t, x, {}):
+                    self._program(t, x, {})
+                    return
 
     @property
     def view(self) -> Any:
@@ -121,14 +155,16 @@ class Compiled(NativeModel):
 
     def _made(self, t: Sort, x: Sort, cond: Mapping[str, Sort]) -> _Program | None:
         try:
-            lowered = lower(trace(self._held, t, x, cond), x)
+            graph = trace(self._held, t, x, cond, self.timeless)
+            lowered = lower(graph, None if self.timeless else x)
         except Uncompilable as error:
             self.uncompiled += error.obstacles
             if self.fallback:
                 return None
             raise
         network = Network(lowered.values, lowered.steps, lowered.result)
-        return _Program(network, self._structure.places(lowered.weights), dict(cond))
+        places = self._structure.places(lowered.weights)
+        return _Program(network, places, dict(cond), lowered.shape)
 
 
 class _Structure:
@@ -170,11 +206,12 @@ _Place = tuple[Mapping[str, Tensor | None], str]
 
 @dataclass
 class _Program:
-    """A network with the places of its weights and the sorts of its conditions."""
+    """A network with the places of its weights, the sorts of its conditions, and its row's shape."""
 
     network: Network
     places: list[_Place]
     cond: dict[str, Sort]
+    shape: tuple[int, ...]
 
     def weights(self) -> list[Tensor]:
         """The tensors that hold the weights now, shared with torch; a copy where not contiguous."""
@@ -185,6 +222,17 @@ class _Program:
         """The conditions that are tensors, whole numbers in double precision."""
         given = [cond[name] for name, sort in self.cond.items() if sort.dtype is not None]
         return [_settled(c if c.dtype == torch.float32 else c.double()) for c in given]
+
+
+def _likely_shapes(held: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of a point that one of the first layers could take, perhaps beside the time."""
+    shapes: list[tuple[int, ...]] = []
+    for module in held.modules():
+        if isinstance(module, nn.Linear):
+            shapes += [(n,) for n in range(module.in_features, max(module.in_features - 3, 0), -1)]
+        if isinstance(module, nn.Conv2d):
+            shapes += [(module.in_channels, side, side) for side in (8, 16, 28, 32)]
+    return list(dict.fromkeys(shapes))[:12]
 
 
 def _settled(tensor: Tensor) -> Tensor:
@@ -218,4 +266,9 @@ def compile(
     """
     check_callable("model", model)
     limit = None if threads is None else whole("threads", threads, 1)
-    return Compiled(model, limit, fallback)
+    compiled = Compiled(model, limit, fallback)
+    if not any(
+        module.training and list(module.buffers(recurse=False)) for module in compiled.modules()
+    ):
+        compiled.try_out()
+    return compiled

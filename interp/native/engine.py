@@ -1,5 +1,5 @@
 """The engine's side of native fields."""
 
-from rust_solvers import Network
+from rust_solvers import Decoder, Network, UserKernel, ddpm_step, flow_matching_step
 
-__all__ = ["Network"]
+__all__ = ["Decoder", "Network", "UserKernel", "ddpm_step", "flow_matching_step"]

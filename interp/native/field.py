@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Network
+from .engine import Network, UserKernel
 
 Reads = Callable[[list[float]], list[tuple[float, float, float, float]]]
 
@@ -20,7 +20,7 @@ class NativeField:
     """A native field for one run, as the engine takes it.
 
     Attributes:
-        network: the program.
+        source: the program, or a user's kernel.
         weights: the tensors that hold its weights now.
         conditions: its inputs beside t and x.
         threads: at most so many; None is torch's number.
@@ -28,7 +28,7 @@ class NativeField:
             a field(t, c y) + b y. None where it is field(tau, y).
     """
 
-    network: Network
+    source: Network | UserKernel
     weights: list[Tensor]
     conditions: list[Tensor]
     threads: int | None

@@ -15,8 +15,6 @@ from .operations import RULES, NoRule, aten
 from .program import Step, Value, View, Writer
 from .tracing import Graph, Node, Reference, Sort, Traced
 
-# What does nothing to the numbers.
-_CHECKS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_async.default)
 # The same number for every row, whatever their number.
 _UNIFORM = (
     aten.full.default, aten.zeros.default, aten.ones.default, aten.full_like.default,
@@ -32,16 +30,18 @@ class Lowered:
     Attributes:
         values, steps, result: what the engine puts a network together from.
         weights: for each weight its name in the module, or a tensor.
+        shape: of a row of the result.
     """
 
     values: list[tuple[str, bool, list[int]]]
     steps: list[Step]
     result: View
     weights: list[str | Tensor]
+    shape: tuple[int, ...]
 
 
-def lower(graph: Graph, x: Sort) -> Lowered:
-    """The program of a graph.
+def lower(graph: Graph, x: Sort | None) -> Lowered:
+    """The program of a graph, whose result is like x where x is given.
 
     Raises:
         Uncompilable: names every node that is in the way.
@@ -53,7 +53,8 @@ def lower(graph: Graph, x: Sort) -> Lowered:
     if result is None:
         raise _refusal(lowering.obstacles)
     writer = lowering.writer
-    return Lowered(writer.values, [*writer.once, *writer.steps], result.view, writer.weights)
+    steps = [*writer.once, *writer.steps]
+    return Lowered(writer.values, steps, result.view, writer.weights, result.shape[1:])
 
 
 class _Lowering:
@@ -63,24 +64,24 @@ class _Lowering:
         self.writer = Writer()
         self.values: dict[str, Any] = {}
         self.obstacles: list[str] = []
-        for name in graph.arguments:
-            traced = graph.placeholders[name]
+        self.graph = graph
+        for name, traced in graph.arguments:
             double = traced.dtype != torch.float32
-            self.values[name] = self.writer.input(traced.shape, traced.axis, double)
-        for name, traced in graph.placeholders.items():
-            if name in graph.constants:
-                self.values[name] = self.writer.constant(graph.constants[name], traced.axis)
-            elif name in graph.weights:
-                self._weight(name, traced, graph.weights[name])
+            value = self.writer.input(traced.shape, traced.axis, double)
+            self.values[name] = replace(value, floating=traced.dtype.is_floating_point)
 
-    def _weight(self, name: str, traced: Traced, source: str) -> None:
+    def _held(self, name: str) -> Value:
+        """A weight or a constant of the model."""
+        if name in self.graph.constants:
+            tensor = self.graph.constants[name]
+            known = tensor.dtype in (torch.float32, torch.float64, torch.int64, torch.bool)
+            if tensor.device.type != "cpu" or not known:
+                raise NoRule(f"is a tensor of {tensor.dtype} on {tensor.device}")
+            return self.writer.constant(tensor.detach(), None)
+        traced = self.graph.weights[name]
         if traced.dtype not in (torch.float32, torch.float64):
-            self.obstacles.append(
-                f"{source} is of {traced.dtype}, and the engine works in float32 and float64"
-            )
-            return
-        double = traced.dtype == torch.float64
-        self.values[name] = self.writer.weight(source, traced.shape, double)
+            raise NoRule(f"is of {traced.dtype}, and the engine works in float32 and float64")
+        return self.writer.weight(name, traced.shape, traced.dtype == torch.float64)
 
     def node(self, node: Node) -> None:
         """Add what a node does; an obstacle where that is not known."""
@@ -89,14 +90,15 @@ class _Lowering:
         except (NoRule, KeyError, TypeError, RuntimeError) as error:
             if isinstance(error, _Missing):
                 return  # it follows from an obstacle that is named already
-            known = node.target in RULES
+            known = node.target is None or node.target in RULES
             why = str(error) if isinstance(error, NoRule) or known else "has no native form"
             where = f", {node.where}" if node.where else ""
-            self.obstacles.append(f"{node.name} ({node.target}{where}) {why}")
+            target = node.target or node.args[0]
+            self.obstacles.append(f"{node.name} ({target}{where}) {why}")
 
     def _value(self, node: Node) -> Any:
-        if node.target in _CHECKS:
-            return None
+        if node.target is None:
+            return self._held(node.args[0])
         args, kwargs = self._known(node.args), self._known(node.kwargs)
         if node.target is operator.getitem:
             return args[0][args[1]]
@@ -127,11 +129,14 @@ class _Lowering:
             raise NoRule("counts the rows")
         with torch.no_grad():
             tensor = node.target(*_tensors(args), **_tensors(kwargs))
-        return replace(self.writer.constant(tensor, result.axis))
+        return self.writer.constant(tensor, result.axis)
 
-    def result(self, output: Reference, x: Sort) -> Value | None:
+    def result(self, output: Reference, x: Sort | None) -> Value | None:
         """The value of the output, checked to be like x."""
         value: Value = self.writer.settled(self.values[output.name])
+        if x is None:
+            dtype = torch.float64 if value.double else torch.float32
+            x = Sort(dtype, value.shape[1:], each=True)
         shape = (1, *x.shape) if x.each else x.shape
         if value.shape != shape or (value.axis != 0 and value.varying):
             self.obstacles.append(

@@ -51,22 +51,24 @@ def made(node: Node) -> Traced:
     return node.result
 
 
+def result_of(node: Node, i: int) -> Traced:
+    """One of the node's results."""
+    found = node.result[i] if isinstance(node.result, list) else None
+    if found is None:
+        raise NoRule("does not give several tensors")
+    return found
+
+
 # Views: torch itself says what they look like.
 
 VIEWS = (
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default,
-    aten.numpy_T.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.expand.default, aten.expand_as.default, aten.select.int,
-    aten.slice.Tensor, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default,
-    aten.split.sizes, aten.unbind.int, aten.narrow.default, aten.movedim.int,
-    aten.movedim.intlist, aten.swapaxes.default, aten.broadcast_to.default,
-    aten.tensor_split.sections,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.unsqueeze.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default,
+    aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default,
+    aten.unbind.int,
 )  # fmt: skip
 
-RESHAPES = (
-    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int,
-    aten._unsafe_view.default, aten.view_as.default, aten.reshape_as.default,
-)  # fmt: skip
+RESHAPES = (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
 
 
 def _like_meta(value: Value, meta: Any, result: Any) -> Any:
@@ -107,28 +109,18 @@ def reshape(writer: Writer, node: Node, value: Value, *args: Any, **kwargs: Any)
     return found
 
 
-@rule(aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
-      aten.lift_fresh_copy.default, aten.detach_.default)  # fmt: skip
+@rule(aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 def same(writer: Writer, node: Node, value: Value, **kwargs: Any) -> Value:
     """The value itself: nobody writes to it."""
     return value
 
 
-@rule(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-def dropout(writer: Writer, node: Node, value: Value, p: float, train: bool) -> Value:
-    """Nothing in evaluation mode."""
-    need(not train or p == 0, "drops numbers at random in training mode; call model.eval()")
-    return value
-
-
-@rule(aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten._to_copy.default,
-      aten.type_as.default)  # fmt: skip
-def to(writer: Writer, node: Node, value: Value, *args: Any, **kwargs: Any) -> Value:
+@rule(aten._to_copy.default)
+def to(writer: Writer, node: Node, value: Value, **kwargs: Any) -> Value:
     """In the other precision, where that changes."""
     dtype = made(node).dtype
-    whole = not dtype.is_floating_point and value.constant is None
-    need(not whole or not node.kwargs.get("from_floating", False), "rounds to whole numbers")
-    return writer.converted(value, _double(dtype))
+    need(dtype.is_floating_point or not value.floating, "rounds to whole numbers")
+    return replace(writer.converted(value, _double(dtype)), floating=dtype.is_floating_point)
 
 
 def _double(dtype: torch.dtype) -> bool:
@@ -206,12 +198,6 @@ def rsqrt(writer: Writer, node: Node, value: Value) -> Value:
     return writer.function("reciprocal", writer.function("sqrt", value))
 
 
-@rule(aten.square.default)
-def square(writer: Writer, node: Node, value: Value) -> Value:
-    """x^2."""
-    return writer.function("power", value, 2.0)
-
-
 @rule(aten.pow.Tensor_Scalar)
 def power(writer: Writer, node: Node, value: Value, exponent: float) -> Value:
     """x^p."""
@@ -259,7 +245,7 @@ def combined(writer: Writer, node: Node, name: str, a: Any, b: Any) -> Value:
     return replace(found, axis=result.axis)
 
 
-@rule(aten.add.Tensor, aten.add.Scalar, aten.add_.Tensor)
+@rule(aten.add.Tensor, aten.add.Scalar, aten.add_.Tensor, aten.add_.Scalar)
 def add(writer: Writer, node: Node, a: Any, b: Any, alpha: float = 1) -> Value:
     """a + alpha b."""
     if alpha != 1:
@@ -267,7 +253,7 @@ def add(writer: Writer, node: Node, a: Any, b: Any, alpha: float = 1) -> Value:
     return combined(writer, node, "add", a, b)
 
 
-@rule(aten.sub.Tensor, aten.sub.Scalar)
+@rule(aten.sub.Tensor, aten.sub.Scalar, aten.sub_.Tensor, aten.sub_.Scalar)
 def sub(writer: Writer, node: Node, a: Any, b: Any, alpha: float = 1) -> Value:
     """a - alpha b."""
     if alpha != 1:
@@ -282,26 +268,26 @@ def rsub(writer: Writer, node: Node, a: Any, b: Any, alpha: float = 1) -> Value:
     return combined(writer, node, "sub", b, a)
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor)
+@rule(aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor, aten.mul_.Scalar)
 def mul(writer: Writer, node: Node, a: Any, b: Any) -> Value:
     """a b."""
     return combined(writer, node, "mul", a, b)
 
 
-@rule(aten.div.Tensor, aten.div.Scalar)
+@rule(aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar)
 def div(writer: Writer, node: Node, a: Any, b: Any) -> Value:
     """a / b."""
     need(made(node).dtype.is_floating_point, "divides whole numbers")
     return combined(writer, node, "div", a, b)
 
 
-@rule(aten.maximum.default, aten.max.other)
+@rule(aten.maximum.default)
 def maximum(writer: Writer, node: Node, a: Any, b: Any) -> Value:
     """The larger."""
     return combined(writer, node, "maximum", a, b)
 
 
-@rule(aten.minimum.default, aten.min.other)
+@rule(aten.minimum.default)
 def minimum(writer: Writer, node: Node, a: Any, b: Any) -> Value:
     """The smaller."""
     return combined(writer, node, "minimum", a, b)
@@ -326,7 +312,7 @@ def lerp(writer: Writer, node: Node, a: Value, b: Value, weight: float) -> Value
 # Joining
 
 
-@rule(aten.cat.default, aten.concat.default)
+@rule(aten.cat.default)
 def cat(writer: Writer, node: Node, values: Sequence[Value], dim: int = 0) -> Value:
     """Joined along an axis, each copied to its place."""
     result = made(node)
@@ -424,7 +410,7 @@ def amin(writer: Writer, node: Node, value: Value, dim: Any = (), keepdim: bool 
     return reduced(writer, node, "amin", value, dim)
 
 
-@rule(aten.softmax.int, aten._softmax.default)
+@rule(aten._softmax.default, aten._safe_softmax.default)
 def softmax(writer: Writer, node: Node, value: Value, dim: int, *args: Any) -> Value:
     """Powers of e over their sum, along an axis."""
     result = made(node)

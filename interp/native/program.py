@@ -24,6 +24,7 @@ class Value:
         varying: whether it differs from row to row; a value may have the axis and not vary.
         double: whether in double precision; so are whole numbers.
         constant: the tensor itself, where it is known now.
+        floating: whether torch has it as floating-point numbers.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Value:
     varying: bool
     double: bool
     constant: Tensor | None = None
+    floating: bool = True
 
     @property
     def count(self) -> int:
@@ -110,7 +112,8 @@ class Writer:
         """A tensor known now. It becomes a weight when a step first needs it."""
         double = tensor.dtype != torch.float32
         shape = tuple(tensor.shape)
-        return Value(-1, 0, shape, strides_of(shape), axis, False, double, tensor)
+        floating = tensor.is_floating_point()
+        return Value(-1, 0, shape, strides_of(shape), axis, False, double, tensor, floating)
 
     def settled(self, value: Value) -> Value:
         """The value with a memory of its own, if it was a constant."""

@@ -1,24 +1,29 @@
 """A model as a graph of torch's operations, with the axis of the rows known at every node.
 
-`torch.export` records the model as a `torch.fx` graph of ATen operations. It is recorded twice, with
-two numbers of rows: what differs between the two is the axis of the rows, and nothing else may.
+The model is called on a few rows, and each ATen operation that it comes to is recorded as a node of
+a `torch.fx.Graph`; to look at the numbers in a tensor is refused, since another call would have
+others. It is recorded twice, with two numbers of rows: what differs between the two is the axis of
+the rows, and nothing else may. (torch.export would do it too, a hundred times slower.)
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import operator
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import Uncompilable
 
-#: Numbers of rows that no layer has by accident as a ratio of its sizes.
+#: Two numbers of rows: their ratio is that of no two sizes that differ for another reason.
 ROWS = (3, 5)
 
 
@@ -92,17 +97,16 @@ class Graph:
     """The nodes in order, what holds their weights, and what comes out.
 
     Attributes:
-        arguments: the names of the placeholders of t, x and the conditions, in order.
-        weights: from the names of placeholders to those of parameters and buffers in the module.
-        constants: from the names of placeholders to tensors.
-        placeholders: every placeholder as a value.
+        arguments: t, x and the conditions that are tensors, in order.
+        weights: for the names of parameters and buffers in the module, what they are like.
+        constants: for the names of other tensors that the model refers to, the tensors.
+        output: the node that is returned.
     """
 
     nodes: list[Node]
-    arguments: list[str]
-    weights: dict[str, str]
+    arguments: list[tuple[str, Traced]]
+    weights: dict[str, Traced]
     constants: dict[str, Tensor]
-    placeholders: dict[str, Traced]
     output: Reference
 
 
@@ -114,10 +118,6 @@ class Held(nn.Module):
         self.call = model
         for i, module in enumerate(_modules_of(model)):
             self.add_module(f"part{i}", module)
-
-    def forward(self, t: Tensor, x: Tensor, conditions: dict[str, Any]) -> Any:
-        """The model's answer."""
-        return self.call(t, x, **conditions)
 
 
 def _modules_of(model: object, depth: int = 3) -> list[nn.Module]:
@@ -138,102 +138,217 @@ def _modules_of(model: object, depth: int = 3) -> list[nn.Module]:
     return list(found.values())
 
 
-def trace(held: Held, t: Sort, x: Sort, conditions: Mapping[str, Sort]) -> Graph:
-    """The graph of a model for arguments of these sorts.
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records every operation between `begin` and the end of the block."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.sources: dict[str, Tensor] = {}
+        self._names = {id(v): name for name, v in [*held.named_parameters(), *held.named_buffers()]}
+        self._modules = {id(m): name for name, m in held.named_modules()}
+        self._nodes: dict[int, fx.Node] = {}
+        self._spent: set[int] = set()
+        self._alive: list[Tensor] = []
+
+    def argument(self, name: str, tensor: Tensor) -> None:
+        """What the model is called with."""
+        self._keep(tensor, self.graph.placeholder(name))
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node of a tensor: what made it, or a parameter, buffer or constant of the model."""
+        if id(tensor) in self._spent:
+            raise _obstacle("a tensor", "is used after another view of it was written to in place")
+        if id(tensor) not in self._nodes:
+            name = self._names.get(id(tensor), f"constant {len(self._nodes)}")
+            self.sources[name] = tensor
+            node = self.graph.create_node("get_attr", name)
+            node.meta["val"] = tensor
+            self._keep(tensor, node)
+        return self._nodes[id(tensor)]
+
+    def _keep(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["val"] = tensor
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)  # so that no other tensor gets its id
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Record an operation, and do it."""
+        kwargs = kwargs or {}
+        where = self._where()
+        if func in _READS:
+            raise _obstacle(
+                f"{func}{', ' + where if where else ''}", "depends on the numbers in a tensor"
+            )
+        if func._schema.is_mutable:
+            self._check_in_place(func, args, where)
+        known = tree_map(lambda v: self.node(v) if isinstance(v, Tensor) else v, (args, kwargs))
+        result = func(*args, **kwargs)
+        if not any(isinstance(v, Tensor) for v in tree_leaves(result)):
+            return result  # a question about a tensor, its device for one
+        node = self.graph.call_function(func, *known)
+        node.meta.update(val=result, where=where)
+        if isinstance(result, Tensor):
+            self._made(func, args, result, node)
+        elif isinstance(result, (tuple, list)):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    item = self.graph.call_function(operator.getitem, (node, i))
+                    item.meta["where"] = where
+                    self._keep(part, item)
+        return result
+
+    def _made(self, func: Any, args: tuple[Any, ...], result: Tensor, node: fx.Node) -> None:
+        if func._schema.is_mutable:
+            # What shares its memory no longer is what its node says.
+            memory = result.untyped_storage()._cdata
+            shared = [v for v in self._alive if v.untyped_storage()._cdata == memory]
+            self._spent |= {id(v) for v in shared if v is not result}
+        self._keep(result, node)
+
+    def _check_in_place(self, func: Any, args: tuple[Any, ...], where: str) -> None:
+        """Only what an operation made may be written to, whole: not an argument, weight or view."""
+        target = args[0] if args and isinstance(args[0], Tensor) else None
+        node = None if target is None else self._nodes.get(id(target))
+        if node is None or node.op != "call_function" or target is None or target._is_view():
+            raise _obstacle(f"{func}{', ' + where if where else ''}", "writes in place")
+
+    def _where(self) -> str:
+        """The module and the line of the model that called torch."""
+        frame = sys._getframe(2)
+        code = ""
+        while frame is not None and frame.f_back is not None:
+            file = frame.f_code.co_filename
+            if not code and f"{_TORCH}" not in file and file != __file__:
+                code = f"{file.rpartition('/')[2]}:{frame.f_lineno}"
+            name = self._modules.get(id(frame.f_locals.get("self")))
+            if name:
+                module = name.partition(".")[2]
+                return ", ".join(part for part in (f"in {module}" if module else "", code) if part)
+            frame = frame.f_back
+        return code
+
+
+#: Operations whose result's shape or value is no tensor's, but depends on one.
+_READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.masked_select.default,
+)
+
+
+class _Unseen(TorchFunctionMode):
+    """Refuses to show the numbers of a tensor."""
+
+    SHOWN = (
+        Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__,
+        Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.data_ptr,
+    )  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Any function but those."""
+        if func in self.SHOWN:
+            raise _obstacle(
+                f"Tensor.{func.__name__}", "makes the model depend on the numbers in a tensor"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_TORCH = torch.__file__.rpartition("/")[0]
+
+
+def _obstacle(what: str, why: str) -> Uncompilable:
+    return Uncompilable(
+        f"the model has no native field: {what} {why}. Write it without, or leave it to torch: "
+        "interp.compile(model, fallback=True).",
+        node=what.partition(",")[0],
+    )
+
+
+def trace(
+    held: Held, t: Sort, x: Sort, conditions: Mapping[str, Sort], timeless: bool = False
+) -> Graph:
+    """The graph of a model for arguments of these sorts; of model(x) where it takes no time.
 
     Raises:
-        Uncompilable: a model that torch.export cannot record, or whose rows depend on their number.
+        Uncompilable: a model that needs numbers to know what to do, or whose rows see one another.
     """
-    first, second = (_export(held, t, x, conditions, rows) for rows in ROWS)
-    tensors = [name for name, sort in conditions.items() if sort.dtype is not None]
-    return _merge(first, second, ["t", "x", *tensors])
+    return _merge(*(_record(held, t, x, conditions, rows, timeless) for rows in ROWS))
 
 
-def _export(
-    held: Held, t: Sort, x: Sort, conditions: Mapping[str, Sort], rows: int
-) -> torch.export.ExportedProgram:
-    given = {name: sort.example(rows) for name, sort in conditions.items()}
+def _record(
+    held: Held, t: Sort, x: Sort, conditions: Mapping[str, Sort], rows: int, timeless: bool
+) -> Recorder:
+    recorder = Recorder(held)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation of its own for a whole layer
     try:
-        with torch.no_grad(), _quiet():
-            arguments = (t.example(rows), x.example(rows), given)
-            return torch.export.export(held, arguments, strict=False)
+        with torch.no_grad():
+            given = {name: sort.example(rows) for name, sort in conditions.items()}
+            arguments = {"t": t.example(rows), "x": x.example(rows), **given}
+            for name, value in arguments.items():
+                if isinstance(value, Tensor):
+                    recorder.argument(name, value)
+            with recorder, _Unseen():
+                told = () if timeless else (arguments["t"],)
+                out = held.call(*told, arguments["x"], **given)
+    except Uncompilable:
+        raise
     except Exception as error:
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". :")
         raise Uncompilable(
-            f"torch.export cannot record the model: {_first_line(error)}. Keep out of it what depends "
-            "on the numbers in a tensor, or call it in torch (fallback=True).",
-            node="torch.export",
+            f"the model cannot be recorded ({what}). Keep out of it what depends on the numbers in a "
+            "tensor, or leave it to torch: interp.compile(model, fallback=True).",
+            node=_last(recorder),
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    if not isinstance(out, Tensor):
+        raise _obstacle("output", f"is a {type(out).__name__} where one tensor is the field")
+    recorder.graph.output(recorder.node(out))
+    recorder.graph.eliminate_dead_code()
+    return recorder
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". ")
+def _last(recorder: Recorder) -> str:
+    """The operation before the one that failed."""
+    calls = [node.name for node in recorder.graph.nodes if node.op == "call_function"]
+    return f"after {calls[-1]}" if calls else "the first operation"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _merge(
-    first: torch.export.ExportedProgram, second: torch.export.ExportedProgram, names: list[str]
-) -> Graph:
+def _merge(first: Recorder, second: Recorder) -> Graph:
     """One graph out of two with different numbers of rows."""
-    nodes, placeholders = [], {}
-    signature = first.graph_signature
     pairs = list(zip(first.graph.nodes, second.graph.nodes, strict=False))
-    same = len(list(first.graph.nodes)) == len(list(second.graph.nodes))
-    if not same or any(a.target != b.target for a, b in pairs if a.op == "call_function"):
-        raise Uncompilable(
-            "the model does something else for another number of rows. Write it so that every row is "
-            "treated alike.",
-            node="the graph",
-        )
+    counts = {len(recorder.graph.nodes) for recorder in (first, second)}
+    if len(counts) > 1 or any(a.op != b.op or a.target != b.target for a, b in pairs):
+        raise _obstacle("the graph", "is another for another number of rows")
+    nodes, arguments, weights, constants = [], [], {}, {}
     output: Any = None
-    if signature.buffers_to_mutate:
-        raise Uncompilable(
-            f"the model changes its buffers {sorted(signature.buffers_to_mutate.values())} when it is "
-            "called. Put it into evaluation mode: model.eval().",
-            node=next(iter(signature.buffers_to_mutate)),
-        )
     for a, b in pairs:
-        where = _where(a)
+        where = a.meta.get("where", "")
+        if a.op == "output":
+            output = Reference(a.args[0].name)
+            continue
+        result = _results(a, a.meta.get("val"), b.meta.get("val"), where)
         if a.op == "placeholder":
-            if isinstance(a.meta.get("val"), Tensor):
-                placeholders[a.name] = _traced(a, a.meta["val"], b.meta["val"], where)
-        elif a.op == "call_function":
-            args, kwargs = (
-                _sizes(u, v, a, where) for u, v in ((a.args, b.args), (a.kwargs, b.kwargs))
-            )
-            result = _results(a, a.meta.get("val"), b.meta.get("val"), where)
+            arguments.append((a.name, result))
+        elif a.op == "get_attr":
+            if a.target in first.sources and not a.target.startswith("constant "):
+                weights[a.target] = result
+            else:
+                constants[a.target] = first.sources[a.target]
+            nodes.append(Node(a.name, None, (a.target,), {}, result, where))
+        else:
+            parts = ((a.args, b.args), (a.kwargs, b.kwargs))
+            args, kwargs = (_sizes(u, v, a, where) for u, v in parts)
             nodes.append(Node(a.name, a.target, args, kwargs, result, where))
-        elif a.op == "output":
-            output = _sizes(a.args, b.args, a, where)
-    while isinstance(output, (tuple, list)) and len(output) == 1:
-        output = output[0]
-    if not isinstance(output, Reference):
-        raise Uncompilable("the model does not return one tensor. Return the field.", node="output")
-    weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    lifted = signature.inputs_to_lifted_tensor_constants
-    constants = {name: first.constants[key] for name, key in lifted.items()}
-    own = [n for n in placeholders if n not in weights and n not in constants]
-    if len(own) != len(names):
-        raise Uncompilable(f"the model takes {own} for {names}.", node="placeholders")
-    return Graph(nodes, own, weights, constants, placeholders, output)
-
-
-def _where(node: torch.fx.Node) -> str:
-    """The module and the line of the model that a node comes from."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [part for part, _ in stack.values() if part]
-    module = path[-1].removeprefix("part0.") if path else ""
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    code = lines[-1].strip() if lines else ""
-    return ", ".join(
-        part for part in (f"in {module}" if module not in ("", "part0") else "", code) if part
-    )
+    return Graph(nodes, arguments, weights, constants, output)
 
 
 def _size(a: int, b: int, node: torch.fx.Node, where: str) -> int:

@@ -6,7 +6,9 @@
 
 mod border;
 pub mod brownian;
+pub mod c;
 pub mod controller;
+pub mod decoder;
 pub mod kernels;
 pub mod network;
 pub mod philox;
@@ -14,6 +16,7 @@ pub mod real;
 pub mod recurrence;
 pub mod rows;
 pub mod runge_kutta;
+pub mod steps;
 pub mod system;
 pub mod tableau;
 pub mod threads;

@@ -1,6 +1,8 @@
 //! The one place where Rust and Python meet.
 
+mod kernel;
 mod native;
+mod steps;
 mod tensor;
 
 use std::collections::VecDeque;
@@ -23,6 +25,7 @@ use crate::system::{Outcome, Rows as _, System};
 use crate::tableau::Tableau;
 use crate::threads::share;
 use native::{Native, NativeField};
+pub(crate) use steps::decode;
 use tensor::{Buffer, Outputs, Pool, Slope, Torch, writable};
 
 /// From this many elements on, passes over the state run without the interpreter lock; a shorter
@@ -123,7 +126,8 @@ struct PySystem<'py, T> {
 impl<'py, T: Number> PySystem<'py, T> {
     fn new((mut problem, torch, y): Posed<'py>) -> PyResult<(Self, Buffer<T>)> {
         let rows = torch.len / problem.row.max(1);
-        let native = problem.native.take().map(|field| Native::new(field, rows)).transpose()?;
+        let native =
+            problem.native.take().map(|field| Native::new(y.py(), field, rows)).transpose()?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
         let batch = Torch::like(&y, problem.plain.clone())?;
@@ -664,6 +668,10 @@ fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     crate::threads::own();
     module.add_class::<tensor::Memory>()?;
     module.add_class::<native::Network>()?;
+    module.add_class::<kernel::UserKernel>()?;
+    module.add_class::<steps::Decoder>()?;
+    module.add_function(wrap_pyfunction!(steps::ddpm_step, module)?)?;
+    module.add_function(wrap_pyfunction!(steps::flow_matching_step, module)?)?;
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(runge_kutta_rows, module)?)?;
     module.add_function(wrap_pyfunction!(recurrence, module)?)?;

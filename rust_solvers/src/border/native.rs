@@ -1,7 +1,7 @@
 //! Fields that need no Python: networks as programs, and kernels of a user's own.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -10,6 +10,7 @@ use crate::kernels::combine;
 use crate::network::{Kernel, Lent, Loan, Named, Number, Place, Program, Run, Step, Value, View};
 use crate::real::Precision;
 
+use super::kernel::UserKernel;
 use super::tensor::Borrowed;
 
 /// (value, offset, shape, strides)
@@ -26,7 +27,7 @@ fn view((value, offset, shape, strides): ViewNumbers) -> View {
 /// A network as a program: see `interp.native`.
 #[pyclass(frozen)]
 pub struct Network {
-    program: Program,
+    program: Arc<Program>,
     weights: Vec<(Vec<usize>, Precision)>,
     inputs: Vec<(Vec<usize>, Precision, bool)>,
     /// Memory of the last call, for the next one; a call beside another one makes its own.
@@ -77,7 +78,7 @@ impl Network {
             made.push(Step { kernel, operands, out });
         }
         let program = Program::new(known, made, view(result)).map_err(wrong)?;
-        Ok(Network { program, weights, inputs, spare: Mutex::new(Vec::new()) })
+        Ok(Network { program: Arc::new(program), weights, inputs, spare: Mutex::new(Vec::new()) })
     }
 
     /// Write the field at `inputs` (t, x, conditions) into `out`, rows one after the other.
@@ -141,8 +142,12 @@ impl Network {
         done
     }
 
+    pub fn program(&self) -> Arc<Program> {
+        Arc::clone(&self.program)
+    }
+
     /// The tensors that hold the weights now, in the order of the program.
-    fn borrow(&self, tensors: &[Bound<'_, PyAny>]) -> PyResult<Vec<Borrowed>> {
+    pub fn borrow(&self, tensors: &[Bound<'_, PyAny>]) -> PyResult<Vec<Borrowed>> {
         if tensors.len() != self.weights.len() {
             return Err(PyValueError::new_err("another number of weights than was compiled"));
         }
@@ -214,7 +219,7 @@ unsafe fn lent(tensors: &[Borrowed]) -> Vec<Lent<'_>> {
 /// What a run needs of a native field.
 #[derive(FromPyObject)]
 pub struct NativeField<'py> {
-    network: Bound<'py, Network>,
+    source: Source<'py>,
     weights: Vec<Bound<'py, PyAny>>,
     /// What follows t and x.
     conditions: Vec<Bound<'py, PyAny>>,
@@ -222,6 +227,13 @@ pub struct NativeField<'py> {
     /// `reads([tau, ...]) -> [(t, c, a, b), ...]`: at a reading of the run's clock the slope is
     /// `a field(t, c y) + b y`. None where it is field(tau, y).
     reads: Option<Bound<'py, PyAny>>,
+}
+
+/// Who knows the field.
+#[derive(FromPyObject)]
+enum Source<'py> {
+    Network(Bound<'py, Network>),
+    Kernel(Bound<'py, UserKernel>),
 }
 
 /// What a native field is asked at one time.
@@ -239,79 +251,80 @@ impl Reading {
     }
 }
 
-/// A native field in a run: its weights looked up, its memory at hand.
+/// A native field in a run.
 pub struct Native<'py, T> {
-    field: NativeField<'py>,
-    weights: Vec<Borrowed>,
-    conditions: Vec<Borrowed>,
-    run: Run,
+    py: Python<'py>,
+    caller: Caller<'py>,
+    reads: Option<Bound<'py, PyAny>>,
+    rows: usize,
     scaled: Vec<T>,
     readings: VecDeque<Reading>,
 }
 
-impl<'py, T: Number> Native<'py, T> {
-    pub fn new(field: NativeField<'py>, rows: usize) -> PyResult<Self> {
-        let network = field.network.get();
-        let weights = network.borrow(&field.weights)?;
-        let [(.., false), (_, precision, true), others @ ..] = &network.inputs[..] else {
+enum Caller<'py> {
+    Network(Box<Called<'py>>),
+    Kernel(Bound<'py, UserKernel>),
+}
+
+/// A network in a run: its weights looked up, its memory at hand.
+struct Called<'py> {
+    network: Bound<'py, Network>,
+    tensors: Vec<Bound<'py, PyAny>>,
+    weights: Vec<Borrowed>,
+    conditions: Vec<Borrowed>,
+    threads: Option<usize>,
+    run: Run,
+}
+
+impl<'py> Called<'py> {
+    fn new<T: Number>(
+        network: Bound<'py, Network>,
+        field: NativeField<'py>,
+        rows: usize,
+    ) -> PyResult<Self> {
+        let NativeField { weights: tensors, conditions, threads, .. } = field;
+        let inner = network.get();
+        let weights = inner.borrow(&tensors)?;
+        let [(.., false), (_, precision, true), others @ ..] = &inner.inputs[..] else {
             return Err(PyValueError::new_err("not a network of one t and of x"));
         };
-        if (*precision, network.program.precision()) != (T::PRECISION, T::PRECISION) {
+        if (*precision, inner.program.precision()) != (T::PRECISION, T::PRECISION) {
             return Err(PyValueError::new_err("the network is of another precision"));
         }
-        if network.program.inputs().nth(1).is_none_or(|x| x.len != network.program.len()) {
+        if inner.program.inputs().nth(1).is_none_or(|x| x.len != inner.program.len()) {
             return Err(PyValueError::new_err("the network's result is not like x"));
         }
-        if field.conditions.len() != others.len() {
+        if conditions.len() != others.len() {
             return Err(PyValueError::new_err("another number of conditions than was compiled"));
         }
-        let conditions = field.conditions.iter().zip(others).map(|(tensor, condition)| {
+        let conditions = conditions.iter().zip(others).map(|(tensor, condition)| {
             let (shape, precision, each) = condition;
             let rows = each.then_some(rows);
             let shape: Vec<usize> = rows.iter().chain(shape).copied().collect();
             Borrowed::of(tensor, &shape, *precision)
         });
         let conditions = conditions.collect::<PyResult<Vec<_>>>()?;
-        let mut run = network.run();
-        // SAFETY: just looked up, with the interpreter lock held.
-        run.prepare(&network.program, &unsafe { lent(&weights) }, rows);
-        let readings = VecDeque::new();
-        Ok(Native { field, weights, conditions, run, scaled: Vec::new(), readings })
+        let run = inner.run();
+        let mut called = Called { network, tensors, weights, conditions, threads, run };
+        called.prepare(rows);
+        Ok(called)
     }
 
-    /// The readings of the run's clock at which the next slopes will be asked for.
-    pub fn announce(&mut self, times: &[f64]) -> PyResult<()> {
-        let Some(reads) = &self.field.reads else {
-            self.readings = times.iter().map(|&t| Reading::plain(t)).collect();
-            return Ok(());
-        };
-        let read: Vec<(f64, f64, f64, f64)> = reads.call1((times.to_vec(),))?.extract()?;
-        let reading = |(t, inner, outer, own)| Reading { t, inner, outer, own };
-        self.readings = read.into_iter().map(reading).collect();
-        self.renew()
-    }
-
-    /// Look the weights up anew: Python has run since.
-    pub fn renew(&mut self) -> PyResult<()> {
-        self.weights = self.field.network.get().borrow(&self.field.weights)?;
+    fn look_up(&mut self) -> PyResult<()> {
+        self.weights = self.network.get().borrow(&self.tensors)?;
         Ok(())
     }
 
-    /// The slope at `y` and the next announced time.
-    pub fn slope(&mut self, y: &[T], out: &mut [T]) -> PyResult<()> {
-        let now = self.readings.pop_front().ok_or_else(|| {
-            PyValueError::new_err("`reads` gave fewer times than it was asked for")
-        })?;
-        let py = self.field.network.py();
-        let network = self.field.network.get();
-        let x = if now.inner == 1.0 {
-            y
-        } else {
-            self.scaled.resize(y.len(), T::ZERO);
-            combine(&mut self.scaled, &[(now.inner, y)]);
-            &self.scaled
-        };
-        let (single, double) = ([now.t as f32], [now.t]);
+    /// To be called when the weights were just looked up.
+    fn prepare(&mut self, rows: usize) {
+        // SAFETY: just looked up, with the interpreter lock held.
+        let weights = unsafe { lent(&self.weights) };
+        self.run.prepare(&self.network.get().program, &weights, rows);
+    }
+
+    fn evaluate<T: Number>(&mut self, t: f64, x: &[T], out: &mut [T]) -> PyResult<()> {
+        let (single, double) = ([t as f32], [t]);
+        let network = self.network.get();
         let t = match network.inputs[0].1 {
             Precision::Single => Lent::Single(&single),
             Precision::Double => Lent::Double(&double),
@@ -320,16 +333,73 @@ impl<'py, T: Number> Native<'py, T> {
         // tensors that the caller made for this run.
         let (weights, others) = unsafe { (lent(&self.weights), lent(&self.conditions)) };
         let inputs: Vec<Lent> = [t, T::lend(x)].into_iter().chain(others).collect();
-        network.evaluate(py, &mut self.run, &weights, &inputs, out, self.field.threads)?;
+        network.evaluate(self.network.py(), &mut self.run, &weights, &inputs, out, self.threads)
+    }
+}
+
+impl Drop for Called<'_> {
+    fn drop(&mut self) {
+        self.network.get().keep(std::mem::take(&mut self.run));
+    }
+}
+
+impl<'py, T: Number> Native<'py, T> {
+    pub fn new(py: Python<'py>, mut field: NativeField<'py>, rows: usize) -> PyResult<Self> {
+        let reads = field.reads.take();
+        let caller = match &field.source {
+            Source::Network(network) => {
+                let network = network.clone();
+                Caller::Network(Box::new(Called::new::<T>(network, field, rows)?))
+            }
+            Source::Kernel(kernel) => Caller::Kernel(kernel.clone()),
+        };
+        let readings = VecDeque::new();
+        Ok(Native { py, caller, reads, rows, scaled: Vec::new(), readings })
+    }
+
+    /// The readings of the run's clock at which the next slopes will be asked for.
+    pub fn announce(&mut self, times: &[f64]) -> PyResult<()> {
+        let Some(reads) = &self.reads else {
+            self.readings = times.iter().map(|&t| Reading::plain(t)).collect();
+            return Ok(());
+        };
+        let read: Vec<(f64, f64, f64, f64)> = reads.call1((times.to_vec(),))?.extract()?;
+        let reading = |(t, inner, outer, own)| Reading { t, inner, outer, own };
+        self.readings = read.into_iter().map(reading).collect();
+        if let Caller::Network(called) = &mut self.caller {
+            called.look_up()?;
+        }
+        Ok(())
+    }
+
+    /// Look the weights up anew after a callback, which may have changed them.
+    pub fn renew(&mut self) -> PyResult<()> {
+        if let Caller::Network(called) = &mut self.caller {
+            called.look_up()?;
+            called.prepare(self.rows);
+        }
+        Ok(())
+    }
+
+    /// The slope at `y` and the next announced time.
+    pub fn slope(&mut self, y: &[T], out: &mut [T]) -> PyResult<()> {
+        let now = self.readings.pop_front().ok_or_else(|| {
+            PyValueError::new_err("`reads` gave fewer times than it was asked for")
+        })?;
+        let x = if now.inner == 1.0 {
+            y
+        } else {
+            self.scaled.resize(y.len(), T::ZERO);
+            combine(&mut self.scaled, &[(now.inner, y)]);
+            &self.scaled
+        };
+        match &mut self.caller {
+            Caller::Network(called) => called.evaluate(now.t, x, out)?,
+            Caller::Kernel(kernel) => kernel.get().evaluate(self.py, now.t, self.rows, x, out)?,
+        }
         if (now.outer, now.own) != (1.0, 0.0) {
             crate::kernels::rescale(out, now.outer, (now.own, y));
         }
         Ok(())
-    }
-}
-
-impl<T> Drop for Native<'_, T> {
-    fn drop(&mut self) {
-        self.field.network.get().keep(std::mem::take(&mut self.run));
     }
 }

@@ -385,6 +385,16 @@ impl Borrowed {
         }
     }
 
+    /// Whether the two share memory.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let bytes = |v: &Self| match v.precision {
+            Precision::Single => v.len * 4,
+            Precision::Double => v.len * 8,
+        };
+        let empty = self.len == 0 || other.len == 0;
+        !empty && self.at < other.at + bytes(other) && other.at < self.at + bytes(self)
+    }
+
     /// Its numbers.
     ///
     /// # Safety

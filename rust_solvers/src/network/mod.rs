@@ -14,7 +14,7 @@ mod spatial;
 
 use std::sync::Mutex;
 
-pub use functions::Elementary;
+pub use functions::{Elementary, Function};
 pub use kernel::{Kernel, Named};
 pub use memory::{Kept, Lent, Number, Operand, View};
 

@@ -1,0 +1,188 @@
+"""Whole runs of compiled networks beside torch, eager and compiled.
+
+    python benchmarks/native.py [--nets mlp64 mlp256 mlp784 unet dit] [--batches 1 16 256 4096]
+                                [--methods euler dopri5] [--repeats 9] [--no-compile] [--kernels]
+
+`native` is `interp.solve` on `interp.compile(net)`, `solve` the same call on the net itself, `loop` a
+plain torch loop on the same steps without a solver's checks, `compiled` the same call on
+torch.compile(net). All run the same steps to the same numbers (checked); engines take turns and each
+figure is a median. `x` is how many times faster native is than the faster of solve and loop, and than
+compiled; `share` the part of its wall time that native spends in the field. --kernels times the steps
+in place beside the same in torch and the memory bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from report import interleaved, median, seconds, write
+from torch import Tensor, nn
+
+import interp
+from adapters.networks import DiT, UNet
+from interp.native import ddpm_step, flow_matching_step
+from interp.solvers.catalogue import METHODS
+
+SEED = 0
+STEPS = 50
+TOLERANCE = 1e-4
+
+
+class MLP(nn.Module):
+    """Three layers on (x, t), all as wide."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(features + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, features),
+        )  # fmt: skip
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.net(torch.cat([x, t.expand(len(x), 1)], dim=1))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp64": (lambda: MLP(2, 64), (2,)),
+    "mlp256": (lambda: MLP(784, 256), (784,)),
+    "mlp784": (lambda: MLP(784, 784), (784,)),
+    "unet": (lambda: UNet((1, 8, 8)), (1, 8, 8)),
+    "dit": (lambda: DiT((1, 8, 8)), (1, 8, 8)),
+}
+
+
+def by_loop(
+    field: Callable[[Tensor, Tensor], Tensor], x: Tensor, method: str, times: list[float]
+) -> Tensor:
+    """The method by hand on given times."""
+    numbers, first, y = METHODS[method].numbers, None, x
+    stamps = {t: torch.tensor(t) for t in times}
+    for t, end in itertools.pairwise(times):
+        h = end - t
+        slopes = [field(stamps[t], y) if first is None else first]
+        for row, c in zip(numbers.a[1:], numbers.c[1:], strict=True):
+            stage = y
+            for weight, slope in zip(row, slopes, strict=False):
+                if weight:
+                    stage = stage + (h * weight) * slope
+            slopes.append(field(torch.tensor(t + c * h), stage))
+        if method == "dopri5":
+            y, first = stage, slopes[-1]
+        else:
+            for weight, slope in zip(numbers.b, slopes, strict=True):
+                if weight:
+                    y = y + (h * weight) * slope
+    return y
+
+
+def row(name: str, batch: int, method: str, repeats: int, compile_too: bool) -> dict[str, object]:
+    """One line of the table."""
+    torch.manual_seed(SEED)
+    make, shape = NETS[name]
+    net = make().requires_grad_(False)
+    for p in net.parameters():
+        if not p.any():
+            p.normal_(0, 0.05)
+    x = torch.randn(batch, *shape)
+    native = interp.compile(net)
+    run = {
+        "method": method,
+        **({"steps": STEPS} if method == "euler" else {"rtol": TOLERANCE, "atol": TOLERANCE}),
+    }
+    times = [0.0]
+    sol = interp.solve(net, x, callback=lambda s: times.append(s.t), **run)
+    runs: dict[str, Callable[[], object]] = {
+        "native": lambda: interp.solve(native, x, **run),
+        "solve": lambda: interp.solve(net, x, **run),
+        "loop": lambda: by_loop(net, x, method, times),
+    }
+    if compile_too:
+        compiled = torch.compile(net)
+        runs["compiled"] = lambda: interp.solve(compiled, x, **run)
+    ours = interp.solve(native, x, **run)
+    gap = float((ours.x - sol.x).abs().max() / sol.x.abs().max())
+    if gap > 1e-3:
+        raise SystemExit(f"{name} at {batch} differs by {gap}")
+    timed = {key: (lambda r=r: seconds(r)) for key, r in runs.items()}
+    found = {key: median(v) for key, v in interleaved(timed, repeats, warmups=2).items()}
+    eager = min(found["solve"], found["loop"])
+    return {
+        "net": name, "batch": batch, "method": method, "nfe": ours.stats.nfe, "wall_s": found,
+        "times_eager": eager / found["native"],
+        "times_compiled": found["compiled"] / found["native"] if compile_too else None,
+        "share": ours.stats.field_s / ours.stats.wall_s, "uncompiled": native.uncompiled, "gap": gap,
+    }  # fmt: skip
+
+
+def kernels(repeats: int) -> list[dict[str, object]]:
+    """Steps in place beside torch's, and the traffic that they need at the measured bandwidth."""
+    print("steps in place, microseconds (torch's, the roofline's)")
+    return [of_size(n, repeats) for n in (1_000, 100_000, 10_000_000)]
+
+
+def of_size(n: int, repeats: int) -> dict[str, object]:
+    """The steps on n numbers."""
+    x, v, z, copy = (torch.randn(n) for _ in range(4))
+    bar, later = 0.5, 0.6
+    ratio = (later / bar) ** 0.5
+    s2 = (1 - later) / (1 - bar) * (1 - bar / later)
+    b = (1 - later - s2) ** 0.5 - ratio * (1 - bar) ** 0.5
+    runs: dict[str, Callable[[], object]] = {
+        "flow": lambda: flow_matching_step(x, v, 0.01),
+        "flow_torch": lambda: x.add_(v, alpha=0.01),
+        "ddpm": lambda: ddpm_step(x, v, bar, later, z),
+        "ddpm_torch": lambda: x.mul_(ratio).add_(v, alpha=b).add_(z, alpha=s2**0.5),
+        "copy": lambda: copy.copy_(x),
+    }
+    loops = max(1, 1_000_000 // n)
+
+    def many(run: Callable[[], object]) -> float:
+        return seconds(lambda: [run() for _ in range(loops)]) / loops
+
+    timed = {key: (lambda r=r: many(r)) for key, r in runs.items()}
+    found = {key: median(v) for key, v in interleaved(timed, repeats).items()}
+    moved = found["copy"] / 2  # seconds for n numbers one way
+    roof = {"flow": 3 * moved, "ddpm": 4 * moved}
+    shown = (
+        f"{key} {found[key] * 1e6:9.1f} ({found[f'{key}_torch'] * 1e6:9.1f}, {roof[key] * 1e6:9.1f})"
+        for key in ("flow", "ddpm")
+    )
+    print(f"n = {n:>9}: {', '.join(shown)}")
+    return {"n": n, "seconds": found, "roofline_s": roof}
+
+
+def main() -> None:
+    """Print the table and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 256, 4096])
+    parser.add_argument("--methods", nargs="+", default=["euler", "dopri5"])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--name", default="native")
+    given = parser.parse_args()
+    torch.set_grad_enabled(False)
+    lines = []
+    columns = ("native", "solve", "loop", "compiled")
+    print("net      batch method ", *(f"{c:>9}" for c in columns), " x eager  x compiled  share")
+    for name, batch, method in itertools.product(given.nets, given.batches, given.methods):
+        line = row(name, batch, method, given.repeats, not given.no_compile)
+        lines.append(line)
+        wall: dict[str, float] = line["wall_s"]  # type: ignore[assignment]
+        shown = " ".join(f"{wall.get(c, math.nan) * 1e3:9.3f}" for c in columns)
+        times = f"{line['times_eager']:8.2f} {line['times_compiled'] or math.nan:11.2f}"
+        print(f"{name:8} {batch:>5} {method:7} {shown} {times} {line['share']:6.2f}", flush=True)
+    extra = {"kernels": kernels(given.repeats)} if given.kernels else {}
+    path = write(given.name, ["torch", "interp"], SEED, rows=lines, **extra)
+    print(f"milliseconds; written to {path}")
+
+
+if __name__ == "__main__":
+    main()
