@@ -63,20 +63,16 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "noise", "plot",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "native", "noise",
+    "plot",
     "schedules", "testing", "times", "tuning",
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
-<<<<<<< HEAD
-    "best_schedule", "tuning",
-    "exact", "grids", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
-=======
-    "native", "best_schedule", "tuning",
-    "exact", "losses", "times", "train", "equivalence", "plot", "noise", "errors",
->>>>>>> 7e9c9e5 (Native fields whole: recorded in milliseconds, a DiT, kernels of a user's own, single steps in place)
+    "native", "best_schedule", "tuning", "exact", "grids", "losses", "times", "train", "equivalence",
+    "plot", "noise", "errors",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapters import networks
-from adapters.networks import MLP, UNet
+from adapters.networks import MLP, DiT, UNet
 from interp.errors import OptionError, UnknownName
 
 SHAPES = [(1, 8, 8), (3, 28, 28), (2, 7, 9), (5,), (2, 3)]
@@ -57,6 +57,7 @@ def test_the_label_counts_and_none_is_the_null_label(shape):
         networks.resolve(None, shape, None, width=8)[0](t, x, torch.zeros(2, dtype=torch.int64))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own, at first use
 @pytest.mark.parametrize("network", [UNet((1, 8, 8), width=8), MLP((1, 8, 8), width=16)])
 def test_forward_mode_passes_through_and_agrees_with_backward_mode(network):
     network = trained(network).double()
@@ -67,6 +68,18 @@ def test_forward_mode_passes_through_and_agrees_with_backward_mode(network):
     # <J e, w> = <e, J^T w>: the two modes share no derivative formula.
     w = torch.randn_like(x)
     torch.testing.assert_close((forward * w).sum(), (pull(w)[0] * e).sum())
+
+
+def test_a_block_of_a_dit_starts_as_nothing_and_sees_every_patch():
+    network = DiT((1, 8, 8), width=32, depth=1, classes=2)
+    h, e = torch.randn(2, 16, 32), torch.randn(1, 32)
+    torch.testing.assert_close(network.blocks[0](h, e), h)
+    trained(network)
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    network(torch.tensor(0.3), x)[0, 0, 0, 0].backward()
+    assert x.grad.ne(0).all()
+    with pytest.raises(OptionError, match="patch"):
+        DiT((1, 9, 8))
 
 
 def test_what_a_network_cannot_be_is_refused():
