@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Loaded at first use, so that `import interp` costs what torch costs
 # and `interp --help` does not even cost that.
 _HOME = {
+    "Event": "solvers",
     "InterpScheduler": "elsewhere.scheduler",
     "Interpolant": "interpolant",
     "compile": "native",
@@ -69,7 +70,8 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "schedules", "Interpolant", "couplings", "ODE", "SDE", "solve", "methods", "log_prob",
+    "schedules", "Interpolant", "couplings", "ODE", "SDE", "Event", "solve", "methods",
+    "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
     "native", "best_schedule", "tuning", "exact", "grids", "losses", "times", "train", "equivalence",
     "plot", "noise", "errors",

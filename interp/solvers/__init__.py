@@ -2,11 +2,14 @@
 
 from .call import solve
 from .catalogue import Method, MethodTable, methods
-from .result import RowStats, Solution, Stats, StepState
+from .events import Event
+from .result import Occurrences, RowStats, Solution, Stats, StepState
 
 __all__ = [
+    "Event",
     "Method",
     "MethodTable",
+    "Occurrences",
     "RowStats",
     "Solution",
     "Stats",

@@ -18,6 +18,7 @@ from ..errors import FieldError, OptionError, SolveError, StiffWarning, UnknownN
 from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
 from . import ending, gradients, grids, stiffness
 from .catalogue import METHODS, Method, find
+from .events import Watch, listed
 from .plan import Plan, Request, failure
 from .problem import Observer, Report
 from .result import RowStats, Solution, Stats, StepState
@@ -45,6 +46,7 @@ def solve(
     first_row: int = 0,
     per_row: bool = False,
     cond: Mapping[str, Any] | None = None,
+    events: object = None,
     callback: Callable[[StepState], object] | None = None,
     progress: bool = False,
     gradient: str | None = None,
@@ -73,6 +75,8 @@ def solve(
         per_row: each row has its own steps and its own end: the field is told t of shape (rows,) and
             gets the rows that are not done, and so does what the model is told by ``cond``.
         cond: keyword arguments for the model: labels, masks.
+        events: one or several functions g(t, x) or `Event`s, whose zeros are found on the way and given
+            in ``events`` of the solution; a terminal one ends the run, or its row.
         callback: called with a `StepState` after each step.
         progress: whether to show a progress bar.
         gradient: how the result is differentiated with respect to x and to the parameters of the
@@ -103,7 +107,10 @@ def solve(
     )  # fmt: skip
     with _recording(request), _progress(request, progress) as bar:
         observer = _observer(term, request.cond, callback, bar)
-        made = chosen.scheme(term, x, request, observer)
+        watch = _watch(events, term, request, x)
+        made = chosen.scheme(term, x, request, _watched(watch, observer))
+        if watch is not None:
+            watch.made = made
         if isinstance(term, (PathODE, PathSDE)):
             wanted = ending.wanted(term, request.ends, request.options)
             made.denoise = wanted and not made.cleans
@@ -113,11 +120,13 @@ def solve(
             engine = gradients.engine(request.gradient, made.engine)
             report = engine(made.problem, *made.arguments)
         stiff = _stiff(chosen, request, made, report)
-        if report["status"] != "done" and method_options.get("on_failure") != "partial":
+        ended = report["status"] in ("done", "stopped")
+        if not ended and method_options.get("on_failure") != "partial":
             raise failure(made, report, stiff)
         if stiff is not None:
             warnings.warn(stiff, StiffWarning, stacklevel=2)
-        return _solution(term, request, made, report, observer, began)
+        solution = _solution(term, request, made, report, observer, began)
+        return solution if watch is None else _with_events(solution, watch, request)
 
 
 def _callable(term: object) -> Callable[..., Tensor]:
@@ -415,6 +424,32 @@ def _observer(
     return observe
 
 
+def _watch(events: object, term: Term, request: Request, x: Tensor) -> Watch | None:
+    """What looks for events, after a check that it can."""
+    several = listed(events)
+    if not several:
+        return None
+    one_step = request.method.tableau is not None and request.backend != "torchdiffeq"
+    if not one_step or request.gradient not in (None, "direct") or transforming():
+        raise Unsupported(
+            "events are found in runs of interp's own Runge-Kutta methods, with gradients through every "
+            'operation or none. Use e.g. method="dopri5".'
+        )
+    return Watch(several, term, request, x, solve)
+
+
+def _watched(watch: Watch | None, observer: Observer | None) -> Observer | None:
+    if watch is None:
+        return observer
+
+    def observe(t: float | Tensor, x: Tensor, nfe: int) -> object:
+        if observer is not None:
+            observer(t, x, nfe)
+        return watch.observe(t, x, nfe)
+
+    return observe
+
+
 # Results
 
 
@@ -479,6 +514,27 @@ def _solution(
         stats = replace(stats, rows=replace(rows, t=torch.where(whole, request.ends[1], rows.t)))
     ts = host(made.asked[: len(xs)])
     return Solution(x, ts, xs, stats)
+
+
+def _with_events(sol: Solution, watch: Watch, request: Request) -> Solution:
+    """The solution that ends where its events ended it."""
+    forward = 1 if request.ends[1] > request.ends[0] else -1
+    x, xs, ts, stats = sol.x, sol.xs, sol.ts, sol.stats
+    if None in watch.ends:
+        t, x = watch.ends[None]
+        kept = int(((ts - t) * forward <= 0).sum())
+        ts, xs = ts[:kept], xs[:kept]
+        if request.asked == [request.ends[1]]:  # the end, wherever that is
+            ts, xs = host([t]), x[None]
+    elif watch.ends and stats.rows is not None:
+        x, xs, times = x.clone(), xs.clone(), stats.rows.t.clone()
+        for row, (t, state) in watch.ends.items():
+            x[row], times[row] = state, t
+            xs[(ts - t) * forward > 0, row] = float("nan")
+            if request.asked == [request.ends[1]]:
+                xs[0, row] = state
+        stats = replace(stats, rows=replace(stats.rows, t=times))
+    return Solution(x, ts, xs, stats, watch.occurrences())
 
 
 def _row_stats(made: Plan, report: Report, request: Request, count: int) -> RowStats | None:

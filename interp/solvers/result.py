@@ -68,6 +68,21 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Occurrences:
+    """Where an event's function passed through zero.
+
+    Attributes:
+        t: (k,) float64, when.
+        rows: (k,) int64, in which row each; None for a function of all rows together.
+        x: (k, ...), the row's state there, or that of the whole batch.
+    """
+
+    t: Tensor
+    rows: Tensor | None
+    x: Tensor
+
+
+@dataclass(frozen=True)
 class Solution:
     """The end of a run and what was saved on the way.
 
@@ -76,12 +91,14 @@ class Solution:
         ts: (m,) float64, the times of ``save_at``, or the end alone.
         xs: (m, *x.shape), the states at these times.
         stats: what the run did.
+        events: where each of the events happened, in their order.
     """
 
     x: Tensor
     ts: Tensor
     xs: Tensor
     stats: Stats
+    events: tuple[Occurrences, ...] = ()
 
 
 @dataclass(frozen=True)
