@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..arguments import whole
 from ..errors import InterpError, OptionError, UnknownName
+from ..grids import uniform
+from ..grids.named import NAMED
 from ..interpolant import Interpolant
 from ..schedules.registry import from_config
 from ..solvers import catalogue
-from ..solvers.grids import numbers
+from ..solvers.grids import check_monotone, numbers
 from .flows import Ends, Flow, flow
 from .least_squares import Fit, minimise
 from .objectives import OBJECTIVES, EndError, LocalError, Objective
@@ -77,7 +79,7 @@ def best_schedule(
         x: starts of the flow, (2 n, ...): half for the search and half held out. Drawn from the base
             where the shape is known.
         cond: conditions of the model, with a row for each of these starts.
-        start: times to start from, instead of the best of the closed forms that are tried.
+        start: times to start from, instead of the best of `interp.grids` for this run.
         rows: n, where the starts are drawn.
         iterations: steps of the search at most.
         seed: of what is drawn.
@@ -183,13 +185,11 @@ def _starts(
                 f"{begin:g} to {end:g} take {steps + 1}. Give these."
             )
         return {"given": times}
-    even = torch.linspace(begin, end, steps + 1, dtype=torch.float64)
-    found = {"uniform": even.tolist()}
-    if first.path is not None and first.path.gaussian_base and first.path.invertible:
-        k = first.path.coefficients(torch.tensor([begin, end], dtype=torch.float64))
-        a, b = torch.atan2(k.sigma, k.beta).tolist()
-        angle = torch.linspace(a, b, steps + 1, dtype=torch.float64)[1:-1]
-        lam = 2 * (torch.cos(angle).log() - torch.sin(angle).log())
-        inner = first.path.time_at_log_snr(lam).tolist()
-        found["angle"] = [begin, *inner, end]
-    return found
+    found: dict[str, list[float]] = {"uniform": uniform()(first.path, first.ends, steps)}
+    for name, spacing in NAMED.items():
+        try:
+            found[name] = spacing()(first.path, first.ends, steps)
+            check_monotone(name, found[name], first.ends)
+        except InterpError:  # it counts in what this path has not
+            found.pop(name, None)
+    return {name: grid for name, grid in found.items() if grid[0] == begin and grid[-1] == end}
