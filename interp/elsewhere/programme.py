@@ -103,9 +103,14 @@ def programme(
         options: of the method; ``diffusion`` of an SDE's, "reverse" where it is left out.
 
     Raises:
-        Unsupported: a method whose normals are not those of its Brownian path.
+        Unsupported: a method whose normals are not those of its Brownian path, or an implicit one.
         OptionError, UnknownName, TimeError: as `interp.solve`.
     """
+    if find(method).implicit:
+        raise Unsupported(
+            f"{method} solves for its stages, and asks the model as often as that takes, which a "
+            "scheduler's loop cannot. Use interp.solve, or an explicit method."
+        )
     order = _order(path, view, method, grid, options)
     width = max(order * len(grid) + 2, 64)  # the start, all outputs, and one or two at the end
     found, drawn = _run(path, view, method, grid, options, width, basis=True)

@@ -77,7 +77,7 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     config_name = "scheduler_config.json"
     _compatibles: list[str] = []  # noqa: RUF012 - diffusers' own name and form
 
-    def __init__(self, scheduler: Any, method: str = "heun", **options: Any) -> None:
+    def __init__(self, scheduler: Any, method: str = "dpm++2m", **options: Any) -> None:
         find(method)
         config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", {})
         flat = {k: v for k, v in dict(config).items() if not k.startswith("_") and k not in _OURS}
@@ -125,7 +125,7 @@ class InterpScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 method.
         """
         config = dict(config or {})
-        method = kwargs.pop("method", config.get("method", "heun"))
+        method = kwargs.pop("method", config.get("method", "dpm++2m"))
         options = dict(config.get("options") or {}) if method == config.get("method") else {}
         for key, value in kwargs.items():
             (config if key in config else options)[key] = value

@@ -19,6 +19,7 @@ Where they leave their paper (diffusers 0.42; the numbers are from running them)
     EDM           starts from sqrt(sigma_max^2 + 1) = 80.006 and not from sigma_max = 80.
 """
 
+import functools
 import warnings
 
 import numpy as np
@@ -34,6 +35,8 @@ with warnings.catch_warnings():
 F64 = torch.float64
 MIX = torch.tensor([[0.6, -0.3, 0.1], [0.2, 0.5, -0.4], [-0.1, 0.3, 0.4]])
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 KNOWN = {m.name for m in interp.methods()}
 
 
@@ -44,9 +47,9 @@ def _their_warnings_are_theirs():
         yield
 
 
-def network(x, timestep):
+def network(x, timestep, timeless=False):
     """A curved function of the point and of where it is told to be, by which states stay of size 1."""
-    stamp = torch.as_tensor(timestep).to(x.dtype).reshape(-1, 1)
+    stamp = torch.as_tensor(0.0 if timeless else timestep).to(x.dtype).reshape(-1, 1)
     return 0.9 * x + 0.3 * torch.tanh(x @ MIX.to(x.dtype) + (stamp / 300).sin())
 
 
@@ -60,8 +63,11 @@ def in_double(scheduler):
         betas = torch.linspace(low, high, n, dtype=F64)
     else:
         betas = torch.linspace(low**0.5, high**0.5, n, dtype=F64) ** 2
-    scheduler.betas, scheduler.alphas = betas, 1 - betas
-    abar = scheduler.alphas_cumprod = (1 - betas).cumprod(0)
+    abar = (1 - betas).cumprod(0)
+    if config.get("rescale_betas_zero_snr"):  # Lin et al., algorithm 1
+        r = abar.sqrt()
+        abar = ((r - r[-1]) * r[0] / (r[0] - r[-1])) ** 2
+    scheduler.alphas_cumprod = abar
     if hasattr(scheduler, "final_alpha_cumprod") and config["set_alpha_to_one"] is False:
         scheduler.final_alpha_cumprod = abar[0]
     return scheduler
@@ -71,6 +77,9 @@ def sigmas_in_double(scheduler):
     """After set_timesteps: its float32 sigmas from the float64 table, where they are of its nodes."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or "beta_start" not in scheduler.config:
+        return
+    if scheduler.config.get("use_flow_sigmas"):  # as they are, and what is made of them in float64
+        scheduler.sigmas = sigmas.double()
         return
     abar = scheduler.alphas_cumprod.double().numpy()
     table = ((1 - abar) / abar) ** 0.5
@@ -89,13 +98,10 @@ def theirs(scheduler, steps, x, seed=None, **options):
         options["generator"] = torch.Generator().manual_seed(seed)
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
-        out = network(scheduler.scale_model_input(x, t) if scales(scheduler) else x, t)
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        out = network(seen, t, bool(scheduler.config.get("use_flow_sigmas")))
         x = scheduler.step(out, t, x, **options).prev_sample
     return x
-
-
-def scales(scheduler):
-    return hasattr(scheduler, "scale_model_input")
 
 
 def row(method, options, cls, config, **noise):
@@ -115,6 +121,7 @@ ROWS = [
     row("ddim", {}, "DDIMScheduler", {**NO_CLIP, **SD, "set_alpha_to_one": False, "steps_offset": 1}),
     row("ddim", {}, "DDIMScheduler", {**NO_CLIP, "prediction_type": "v_prediction"}),
     row("ddim", {}, "DDIMScheduler", {**NO_CLIP, "prediction_type": "sample"}),
+    row("ddim", {}, "DDIMScheduler", {**NO_CLIP, **ZERO, "prediction_type": "v_prediction"}),
     row("ddim", {}, "EulerDiscreteScheduler", {"timestep_spacing": "trailing", **SD}),
     row("ddim", {}, "EDMEulerScheduler", {"sigma_schedule": "exponential"}),
     row("ddim", {}, "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
@@ -124,11 +131,14 @@ ROWS = [
     row("euler_maruyama", {}, "DDIMScheduler", NO_CLIP, seed=1, eta=1.0),
     row("ddim", {"eta": 0.5}, "DDIMScheduler", NO_CLIP, seed=1, eta=0.5),
     row("ddpm", {}, "DDPMScheduler", NO_CLIP, seed=1),
+    row("ddpm", {}, "DDPMScheduler", {"clip_sample_range": 0.5}, seed=1),
     row("ddpm", {"variance": "large"}, "DDPMScheduler", {**NO_CLIP, "variance_type": "fixed_large"}, seed=1),
     row("ddpm", {}, "EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, seed=1),
     # Exponential multistep methods.
     row("dpm++2m", {}, "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
     row("dpm++2m", {}, "DPMSolverMultistepScheduler", {"prediction_type": "v_prediction", **SD}),
+    row("dpm++2m", {}, "EDMDPMSolverMultistepScheduler", {}),
+    row("dpm++2m", {}, "DPMSolverMultistepScheduler", {**FLOW, "flow_shift": 3.0}),
     row("dpm++2m", {"variant": "heun"}, "DPMSolverMultistepScheduler", {"solver_type": "heun"}),
     row("dpm++3m", {"published": True}, "DPMSolverMultistepScheduler", {"solver_order": 3}),
     row("dpm++2m_sde", {}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, seed=1),
@@ -149,6 +159,7 @@ def test_the_samples_are_theirs(method, options, cls, config, noise, steps, doub
     """
     kind = getattr(diffusers, cls)
     base = torch.linspace(-1.5, 1.5, 6).reshape(2, 3)
+    timeless = "use_flow_sigmas" in config  # theirs are told truncated integers
     scheduler = in_double(kind(**config)) if double else kind(**config)
     wanted = theirs(scheduler, steps, base, **noise)
     bound = (1e-5 if double else 5e-4) * max(1.0, float(wanted.abs().max()))
@@ -158,12 +169,13 @@ def test_the_samples_are_theirs(method, options, cls, config, noise, steps, doub
     x = start = base * ours.init_noise_sigma
     generator = torch.Generator().manual_seed(noise["seed"]) if noise else None
     for t in ours.timesteps:
-        out = network(ours.scale_model_input(x, t), t)
+        out = network(ours.scale_model_input(x, t), t, timeless)
         x = ours.step(out, t, x, generator=generator).prev_sample
     assert float((x - wanted).abs().max()) < bound
     if not noise:
-        still = {"shift": 1.0} if "shift" in config else {}
-        path, model = interp.from_diffusers(network, kind(**{**config, **still}))
+        still = {k: 1.0 for k in ("shift", "flow_shift") if k in config}
+        net = functools.partial(network, timeless=timeless)
+        path, model = interp.from_diffusers(net, kind(**{**config, **still}))
         grid = ours._grid
         run = interp.solve(
             path.ode(model), start, (grid[0], grid[-1]), method, grid=grid, **options
