@@ -286,9 +286,9 @@ def _gradient(name: str | None, method: Method, x: Tensor, backend: str) -> str 
         return "direct" if asked or _differentiated(x) else None
     if name not in gradients.GRADIENTS:
         raise UnknownName.of("gradient", name, gradients.GRADIENTS)
-    if name in ("adjoint", "reversible") and method.tableau is None:
+    if name in ("adjoint", "reversible") and (method.tableau is None or method.implicit):
         raise Unsupported(
-            f"{name} gradients are there for Runge-Kutta methods on ODEs, and {method.name} is none. "
+            f"{name} gradients are there for explicit Runge-Kutta methods, and {method.name} is none. "
             'Use gradient="checkpointed" or "direct".'
         )
     if name != "direct" and transforming():

@@ -291,6 +291,8 @@ def test_methods_without_a_tableau_are_told_of_checkpointing() -> None:
     term = interp.SDE(lambda t, x: -x, 1.0)
     with pytest.raises(Unsupported, match="checkpointed"):
         interp.solve(term, tensor(2, 2), method="euler_maruyama", steps=4, gradient="adjoint")
+    with pytest.raises(Unsupported, match="explicit"):
+        interp.solve(lambda t, x: -x, tensor(2, 2), method="kvaerno3", gradient="reversible")
 
 
 @pytest.mark.parametrize("gradient", ["adjoint", "reversible"])
