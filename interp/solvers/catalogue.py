@@ -10,12 +10,11 @@ from typing import Any
 
 from ..errors import UnknownName
 from ..terms import PathODE, PathSDE, Term
-from . import tableaus
+from . import edm, multistep, singlestep, tableaus
 from .ancestral import ddim, ddpm
 from .dop853 import DOP853
 from .esdirk import KENCARP4, KVAERNO3
 from .euler_maruyama import euler_maruyama
-from .multistep import dpmpp_2m
 from .plan import Plan
 from .recurrence import Sampler, semi_linear
 from .runge_kutta import runge_kutta
@@ -132,7 +131,20 @@ METHODS: dict[str, Method] = {
         ),
         _sampler("ddim", 1, ddim, "eta", "depth"),
         _sampler("ddpm", 1, ddpm, "variance", "depth", noisy=True),
-        _sampler("dpm++2m", 2, dpmpp_2m, "variant"),
+        _sampler("dpm1", 1, singlestep.dpm_1),
+        _sampler("dpm2", 2, singlestep.dpm_2),
+        _sampler("dpm3", 3, singlestep.dpm_3),
+        _sampler("dpm++2s", 2, singlestep.dpmpp_2s),
+        _sampler("dpm++3s", 3, singlestep.dpmpp_3s),
+        _sampler("dpm++2m", 2, multistep.dpmpp_2m, "variant"),
+        _sampler("dpm++3m", 3, multistep.dpmpp_3m, "published"),
+        _sampler("dpm++2m_sde", 1, multistep.dpmpp_2m_sde, "eta", "variant", "depth", noisy=True),
+        _sampler("unipc", 2, multistep.unipc, "order", "variant", "prediction"),
+        _sampler("deis", 2, multistep.deis, "order", "variant"),
+        _sampler("ipndm", 2, multistep.ipndm, "order"),
+        _sampler("edm_heun", 2, edm.edm_heun, "s_churn", "s_min", "s_max", "s_noise", "depth"),
+        _sampler("restart", 2, edm.restart, "segments", "depth"),
+        _sampler("pc", 1, edm.predictor_corrector, "snr", "corrections", "depth", noisy=True),
     )
 }
 

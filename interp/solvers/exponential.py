@@ -42,6 +42,7 @@ class Levels:
         t: the times.
         beta, sigma: of the path; exactly 0 where they are negligible.
         lam: log(beta / sigma).
+        path: that path.
         kind: the estimate that ``beta`` multiplies: "data"; "noise" after `other`.
     """
 
@@ -49,6 +50,7 @@ class Levels:
     beta: Array
     sigma: Array
     lam: Array
+    path: Interpolant
     kind: str = "data"
 
     @classmethod
@@ -59,26 +61,35 @@ class Levels:
         beta, sigma = (_cleaned(v.detach().numpy()) for v in (k.beta, k.sigma))
         lam = path.log_snr(t).detach().numpy() / 2
         lam = np.where(beta == 0, -np.inf, np.where(sigma == 0, np.inf, lam))
-        return cls(t.numpy(), beta, sigma, lam)
+        return cls(t.numpy(), beta, sigma, lam, path)
 
     def then_clean(self) -> Levels:
         """These levels, followed by clean data at the same time as the last."""
         ends = (self.t[-1], 1.0, 0.0, np.inf)
         columns = (self.t, self.beta, self.sigma, self.lam)
         t, beta, sigma, lam = (np.append(c, e) for c, e in zip(columns, ends, strict=True))
-        return Levels(t, beta, sigma, lam)
+        return Levels(t, beta, sigma, lam, self.path)
 
     @property
     def other(self) -> Levels:
         """The same with data and noise exchanged."""
         kind = "noise" if self.kind == "data" else "data"
-        return Levels(self.t, self.sigma, self.beta, -self.lam, kind)
+        return Levels(self.t, self.sigma, self.beta, -self.lam, self.path, kind)
 
-    def __getitem__(self, which: slice | int | Array) -> Levels:
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> Levels:
         """Some of the levels."""
-        return Levels(
-            self.t[which], self.beta[which], self.sigma[which], self.lam[which], self.kind
-        )
+        columns = (self.t, self.beta, self.sigma, self.lam)
+        t, beta, sigma, lam = (column[which] for column in columns)
+        return Levels(t, beta, sigma, lam, self.path, self.kind)
+
+    def at(self, lam: Array) -> Levels:
+        """The levels of the path at other values of lambda (finite, in this kind's own sign)."""
+        sign = 1.0 if self.kind == "data" else -1.0
+        path = self.path
+        low, high = sorted((path.log_snr(0.0).item(), path.log_snr(1.0).item()))
+        snr = host(np.clip(2.0 * sign * lam, low, high).tolist())
+        found = Levels.of(path, path.time_at_log_snr(snr).tolist())
+        return found if self.kind == "data" else found.other
 
     def __len__(self) -> int:
         return len(self.t)
@@ -141,3 +152,27 @@ def weights(z: Array, nodes: Array) -> Array:
     powers = np.stack([nodes**k for k in range(m)], axis=-2)
     right = np.moveaxis(moments(z, m), 0, -1)[..., None]
     return np.asarray(np.linalg.solve(powers, right)[..., 0], dtype=np.float64)
+
+
+def integrals(z: Array, points: Array, nodes: Array) -> Array:
+    """`weights` for polynomials in another variable u, given at the Gauss-Legendre points of the step.
+
+    Args:
+        z: as there, (steps,).
+        points: u at s = `POINTS` of each step, (steps, 16).
+        nodes: u where P is known, (steps, m).
+    """
+    kernel = z[:, None] * np.exp(-z[:, None] * (1.0 - POINTS)) * _SHARES
+    out = np.empty_like(nodes)
+    for j in range(nodes.shape[1]):
+        basis = np.ones_like(points)
+        for k in range(nodes.shape[1]):
+            if k != j:
+                basis *= (points - nodes[:, k, None]) / (nodes[:, j, None] - nodes[:, k, None])
+        out[:, j] = (kernel * basis).sum(1)
+    return out
+
+
+_x, _w = np.polynomial.legendre.leggauss(16)
+POINTS: Array = (_x + 1.0) / 2.0
+_SHARES: Array = _w / 2.0

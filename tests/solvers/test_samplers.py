@@ -269,7 +269,7 @@ def test_a_path_that_keeps_noise_ends_at_the_data_estimate() -> None:
     path = schedules.variance_exploding(0.02, 10.0)
     model = exact(MIXTURE, path, "data")
     term = path.ode(model, view="data")
-    for method in SAMPLERS:
+    for method in ("ddim", "ddpm", "dpm++2m", "dpm3", "dpm++2s", "edm_heun"):
         kept = interp.solve(term, start(), method=method, steps=9, seed=3, denoise=False)
         clean = interp.solve(term, start(), method=method, steps=9, seed=3, save_at=[0.0, 1.0])
         assert (kept.stats.steps, clean.stats.steps) == (9, 10)
@@ -288,3 +288,83 @@ def test_inversion_from_clean_data_by_a_noise_model() -> None:
     assert float((noise.x - LAW.flow(path)(1.0, 0.02, data)).abs().max()) < 1e-3
     back = interp.solve(term, noise.x, (0.02, 1.0), "ddim", steps=2000)
     assert float((back.x - data).abs().max()) < 1e-3
+
+
+ORDERS = [
+    (m.name, m.order, options)
+    for m in interp.methods("path")
+    if m.name not in ("ddpm", "dpm++2m_sde", "pc")
+    for options in {
+        "restart": [{"segments": []}],
+        "deis": [{}, {"variant": "t"}, {"variant": "rho"}],
+        "unipc": [{}, {"variant": "bh1"}, {"prediction": "noise"}],
+    }.get(m.name, [{}])
+]
+
+
+@pytest.mark.parametrize(("method", "order", "options"), ORDERS)
+def test_observed_order(method: str, order: int, options: dict[str, object]) -> None:
+    """On exact Gaussians, part of the way, on steps even in t (uneven in log-SNR) and even in log-SNR."""
+    for name, grid in (("linear", "uniform"), ("variance_preserving", "exponential")):
+        path, ends = PATHS[name], (0.2, 0.9)
+        x = start() * path.coefficients(0.2).sigma.item()
+        true = LAW.flow(path)(*ends, x)
+        term = path.ode(LAW.data(path), view="data")
+        errors = [
+            float(
+                (interp.solve(term, x, ends, method, steps=n, grid=grid, **options).x - true)
+                .abs()
+                .max()
+            )  # type: ignore[arg-type]
+            for n in (40, 80)
+        ]
+        # Half an order for the next term; what starts with errors of another kind may do better.
+        assert order - 0.3 < math.log2(errors[0] / errors[1]) < order + 1.1
+
+
+def test_the_printed_third_order_update_is_of_order_two() -> None:
+    """Its second difference lacks a factor 2; ours, on the same grid, is of order 3."""
+    path, ends = PATHS["edm"], (0.2, 0.9)
+    x = start() * path.coefficients(0.2).sigma.item()
+    true = LAW.flow(path)(*ends, x)
+    term = path.ode(LAW.data(path), view="data")
+    observed = {}
+    for published in (True, False):
+        errors = [
+            float(
+                (interp.solve(term, x, ends, "dpm++3m", steps=n, published=published).x - true)
+                .abs()
+                .max()
+            )
+            for n in (160, 320)
+        ]
+        observed[published] = math.log2(errors[0] / errors[1])
+    assert observed[True] < 2.4
+    assert 2.7 < observed[False] < 3.5
+
+
+def test_a_churned_run_keeps_the_law() -> None:
+    """Mean and variance of 4000 rows of two, to five standard errors, with churn and with restarts."""
+    path = PATHS["edm"]
+    term = path.ode(LAW.data(path), view="data")
+    x = interp.noise.normal((4000, 2), seed=3, dtype=F64) * path.base.scale
+    for method, options in (
+        ("edm_heun", {"s_churn": 20.0}),
+        ("restart", {}),
+        ("dpm++2m_sde", {}),
+    ):
+        sol = interp.solve(term, x, method=method, steps=60, grid="karras", seed=1, **options)  # type: ignore[arg-type]
+        again = interp.solve(
+            term,
+            x[1000:1003],
+            method=method,
+            steps=60,
+            grid="karras",
+            seed=1,
+            first_row=1000,
+            **options,  # type: ignore[arg-type]
+        )
+        assert torch.allclose(sol.x[1000:1003], again.x, atol=1e-12)
+        mean, variance = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.25, 0.09]).double()
+        assert ((sol.x.mean(0) - mean).abs() < 5 * (variance / 4000).sqrt() + 0.01).all()
+        assert ((sol.x.var(0) / variance - 1).abs() < 5 * (2 / 4000) ** 0.5 + 0.05).all()
