@@ -7,6 +7,7 @@ from torch import Tensor
 from interp.noise import BrownianPath
 from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
 from interp.solvers.programme import Programme
+from interp.solvers.stochastic_tableaus import Scheme
 from interp.solvers.tableaus import Numbers
 
 def runge_kutta(
@@ -22,6 +23,16 @@ def runge_kutta_rows(problem: Problem, tableau: Numbers, adaptive: Adaptive) -> 
 
 def recurrence(problem: Problem, programme: Programme, noise: NoiseKey | None = None) -> Report:
     """Run a programme on a fixed grid."""
+
+def stochastic(
+    problem: Problem,
+    scheme: Scheme,
+    shared: bool,
+    noise: NoiseKey,
+    grid: list[float] | None = None,
+    adaptive: Adaptive | None = None,
+) -> Report:
+    """Integrate by a stochastic scheme, on a grid or adaptively."""
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox 4x32-10: four words from a counter of four and a key of two."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .native import compile
     from .preconditioning import precondition
     from .solvers import methods, solve
-    from .terms import ODE, SDE
+    from .terms import ODE, SDE, Energy
     from .training import train
     from .tuning import best_schedule
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Event": "solvers",
     "InterpScheduler": "elsewhere.scheduler",
+    "Energy": "terms",
     "Interpolant": "interpolant",
     "compile": "native",
     "ODE": "terms",
@@ -70,7 +71,7 @@ _MODULES = (
 )  # fmt: skip
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
-    "schedules", "Interpolant", "couplings", "ODE", "SDE", "Event", "solve", "methods",
+    "schedules", "Interpolant", "couplings", "ODE", "SDE", "Energy", "Event", "solve", "methods",
     "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
     "native", "best_schedule", "tuning", "exact", "grids", "losses", "times", "train", "equivalence",

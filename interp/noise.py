@@ -32,7 +32,7 @@ _WORD = 0xFFFFFFFF
 Key = tuple[int, int]
 
 #: Streams of one seed that never share a word.
-STREAMS = {"path": 1, "base": 2, "training": 3, "target": 4, "probe": 5, "churn": 6}
+STREAMS = {"path": 1, "base": 2, "training": 3, "target": 4, "probe": 5, "churn": 6, "chain": 7}
 
 # -2 log(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1], cos(pi x / 2) and sin(pi x / 2) / x in x^2 on
 # [0, 1/4]: Chebyshev interpolants, good to the rounding of single precision.

@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 
 from ..arguments import host, mapping, now, real, transforming
 from ..errors import FieldError, OptionError, SolveError, StiffWarning, UnknownName, Unsupported
-from ..terms import ODE, SDE, Cond, PathODE, PathSDE, Term
-from . import ending, gradients, grids, stiffness
+from ..terms import ODE, SDE, Cond, Energy, PathODE, PathSDE, Term
+from . import chains, ending, gradients, grids, stiffness
 from .catalogue import METHODS, Method, find
 from .events import Watch, listed
 from .plan import Plan, Request, failure
@@ -32,7 +32,7 @@ _COMMON = ("on_failure", "denoise")
 
 
 def solve(
-    term: Term | Callable[..., Tensor],
+    term: Term | Energy | Callable[..., Tensor],
     x: Tensor,
     t: grids.Times | None = None,
     method: str = "dopri5",
@@ -55,7 +55,8 @@ def solve(
     """Integrate a term from x at t[0] to t[1], forwards or backwards.
 
     Args:
-        term: `path.ode(model)`, `path.sde(model)`, `ODE`, `SDE`, or a bare field(t, x).
+        term: `path.ode(model)`, `path.sde(model)`, `ODE`, `SDE`, or a bare field(t, x); or an
+            `Energy`, for a chain.
         x: the state at t[0], (rows, ...), floating.
         t: the two ends; None is (0, 1), or the interval of an adapted model. A path's term lives on
             [0, 1]; one made by hand on any finite interval.
@@ -90,7 +91,8 @@ def solve(
             path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
             first_step, max_steps, controller ("i", "pi", "pid" or coefficients (p, i, d)) and norm
             ("rms", "max", "rows") of adaptive methods, see `interp.solvers.control`; span and depth
-            of the noise.
+            of the noise; step_size, save_every, adapt (steps that look for a step size first),
+            friction (underdamped), leapfrog (hmc) and levels (annealed) of chains.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
@@ -98,9 +100,16 @@ def solve(
         SolveError: a run that could not go on, with the last good state.
     """
     began = now()
-    term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
     _check_extras(cond, callback)
     chosen = find(method)
+    if isinstance(term, Energy):
+        times = {"t": t, "grid": grid, "save_at": save_at, "gradient": gradient}
+        _check_chain(chosen, x, backend, times, method_options)
+        return chains.run(
+            term, x, method, steps=steps, seed=seed, first_row=first_row, cond=dict(cond or {}),
+            callback=callback, options=method_options,
+        )  # fmt: skip
+    term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
     request = _request(
         term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row, per_row,
         dict(cond or {}), gradient, method_options,
@@ -117,7 +126,8 @@ def solve(
         if made.last is not None and made.stop == made.start:
             report = _nothing(made)
         else:
-            engine = gradients.engine(request.gradient, made.engine)
+            own = chosen.reversible and request.gradient == "reversible"
+            engine = made.engine if own else gradients.engine(request.gradient, made.engine)
             report = engine(made.problem, *made.arguments)
         stiff = _stiff(chosen, request, made, report)
         ended = report["status"] in ("done", "stopped")
@@ -198,7 +208,32 @@ def _request(
     )
 
 
+def _check_chain(
+    method: Method, x: Tensor, backend: str, times: Mapping[str, object], options: Mapping[str, Any]
+) -> None:
+    if method.kind != "chain":
+        raise OptionError(
+            f"{method.name} integrates {method.kind.upper()}s and this term is an Energy. Use one of "
+            f"{', '.join(chains.CHAINS)}."
+        )
+    given = [name for name, value in times.items() if value is not None]
+    if given:
+        raise OptionError(
+            f"a chain has no time, and {given[0]} was given. Give steps=N, step_size=h and, to see its "
+            "states on the way, save_every=k."
+        )
+    if backend not in ("auto", "torch"):
+        raise Unsupported(f'a chain runs in torch, not on {backend}. Use backend="auto".')
+    _check_state(x)
+    _check_options(method, options)
+
+
 def _check_kind(term: Term, method: Method) -> None:
+    if method.kind == "chain":
+        raise OptionError(
+            f"{method.name} is a chain on an energy and this term is an {term.kind.upper()}. Give an "
+            "interp.Energy, or another method."
+        )
     if method.accepts(term):
         return
     if method.kind == "path" and term.path is None:
@@ -286,7 +321,9 @@ def _gradient(name: str | None, method: Method, x: Tensor, backend: str) -> str 
         return "direct" if asked or _differentiated(x) else None
     if name not in gradients.GRADIENTS:
         raise UnknownName.of("gradient", name, gradients.GRADIENTS)
-    if name in ("adjoint", "reversible") and (method.tableau is None or method.implicit):
+    own = name == "reversible" and method.reversible
+    explicit = method.tableau is not None and not method.implicit
+    if name in ("adjoint", "reversible") and not (explicit or own):
         raise Unsupported(
             f"{name} gradients are there for explicit Runge-Kutta methods, and {method.name} is none. "
             'Use gradient="checkpointed" or "direct".'

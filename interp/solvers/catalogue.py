@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import UnknownName
 from ..terms import PathODE, PathSDE, Term
@@ -14,13 +14,18 @@ from . import edm, multistep, singlestep, tableaus
 from .ancestral import ddim, ddpm
 from .dop853 import DOP853
 from .esdirk import KENCARP4, KVAERNO3
-from .euler_maruyama import euler_maruyama
 from .plan import Plan
 from .recurrence import Sampler, semi_linear
+from .reversible_heun import reversible_heun
 from .runge_kutta import runge_kutta
+from .stochastic import euler_maruyama, heun_stratonovich, milstein, srk
 from .tableaus import Numbers, Tableau
 
-KINDS = ("ode", "path", "sde")
+if TYPE_CHECKING:
+    from ..interpolant import Interpolant
+    from .bias import BiasTable
+
+KINDS = ("ode", "path", "sde", "chain")
 
 _NAMES_OF: dict[type, set[str]] = {PathODE: {"path.ode"}, PathSDE: {"path.sde"}}
 
@@ -35,7 +40,8 @@ class Method:
 
     Attributes:
         name: what `solve` calls it.
-        kind: "ode" or "sde": of any; "path": a semi-linear sampler, of the terms of a path.
+        kind: "ode" or "sde": of any; "path": a semi-linear sampler, of the terms of a path; "chain":
+            of an energy.
         order: of convergence (weak for an SDE).
         adaptive: whether it can choose its steps.
         terms: which terms it integrates.
@@ -44,6 +50,8 @@ class Method:
         peer: what torchdiffeq calls the same tableau, or None.
         options: names of its own options.
         per_row: whether each row may have its own steps.
+        own: which of our own backends it runs on.
+        reversible: whether its steps can be undone exactly, for gradients.
     """
 
     name: str
@@ -56,6 +64,8 @@ class Method:
     peer: str | None = None
     options: tuple[str, ...] = ()
     per_row: bool = False
+    own: tuple[str, ...] = ("rust", "torch")
+    reversible: bool = False
     _numbers: Numbers | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +80,7 @@ class Method:
     @property
     def backends(self) -> tuple[str, ...]:
         """Where it runs here and now: a peer counts where it is installed."""
-        own = ("torch",) if self.implicit else ("rust", "torch")
+        own = tuple(name for name in self.own if name == "torch" or not self.implicit)
         return (*own, "torchdiffeq") if self.peer and _installed("torchdiffeq") else own
 
     @property
@@ -110,6 +120,28 @@ def _sampler(name: str, order: int, sampler: Sampler, *options: str, noisy: bool
     return Method(name, "path", order, False, terms, semi_linear(sampler), options=options)
 
 
+def _chain(name: str, order: int, *options: str) -> Method:
+    """A chain, whose run `interp.solvers.chains` makes."""
+    common = ("step_size", "save_every")
+    return Method(
+        name,
+        "chain",
+        order,
+        False,
+        ("Energy",),
+        _no_plan,
+        options=(*common, *options),
+        own=("torch",),
+    )
+
+
+def _no_plan(term: Any, x: Any, request: Any, observer: Any) -> Plan:
+    raise TypeError("a chain has no plan")
+
+
+#: Options of a method that can choose its steps.
+_STEPS = ("first_step", "max_steps", "controller")
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -145,6 +177,41 @@ METHODS: dict[str, Method] = {
         _sampler("edm_heun", 2, edm.edm_heun, "s_churn", "s_min", "s_max", "s_noise", "depth"),
         _sampler("restart", 2, edm.restart, "segments", "depth"),
         _sampler("pc", 1, edm.predictor_corrector, "snr", "corrections", "depth", noisy=True),
+        Method(
+            "milstein",
+            "sde",
+            1,
+            False,
+            ("SDE",),
+            milstein,
+            options=("span", "depth", "derivative_free"),
+        ),
+        Method("srk", "sde", 2, True, ("SDE",), srk, options=(*_STEPS, "span", "depth")),
+        Method(
+            "heun_stratonovich",
+            "sde",
+            1,
+            True,
+            ("SDE",),
+            heun_stratonovich,
+            options=(*_STEPS, "span", "depth"),
+        ),
+        Method(
+            "reversible_heun",
+            "sde",
+            1,
+            False,
+            ("SDE",),
+            reversible_heun,
+            options=("span", "depth"),
+            own=("torch",),
+            reversible=True,
+        ),
+        _chain("langevin", 1),
+        _chain("annealed", 1, "levels"),
+        _chain("underdamped", 2, "friction"),
+        _chain("mala", 1, "adapt"),
+        _chain("hmc", 2, "adapt", "leapfrog"),
     )
 }
 
@@ -168,15 +235,38 @@ class MethodTable(tuple[Method, ...]):
     __repr__ = __str__
 
 
-def methods(kind: str | None = None) -> MethodTable:
-    """The methods of `solve`, all or of one ``kind`` ("ode", "sde", "path").
+@overload
+def methods(kind: str | None = None, bias: Literal[False] = False) -> MethodTable: ...
+
+
+@overload
+def methods(
+    kind: str | None = None, bias: Literal[True] = ..., *, steps: Sequence[int] = ...,
+    mean: float = ..., variance: float = ..., path: Interpolant | None = ...,
+) -> BiasTable: ...  # fmt: skip
+
+
+def methods(
+    kind: str | None = None, bias: bool = False, *, steps: Sequence[int] = (20, 50, 200),
+    mean: float = 0.3, variance: float = 0.25, path: Interpolant | None = None,
+) -> MethodTable | BiasTable:  # fmt: skip
+    """The methods of `solve`, all or of one ``kind`` ("ode", "path", "sde", "chain").
+
+    With ``bias``, instead, the standard deviation that every stochastic sampler leaves on N(mean,
+    variance) after so many ``steps`` on the ``path`` (linear where it is None), computed exactly.
 
     Raises:
         UnknownName: a kind that does not exist.
+        OptionError: a path of whose bias there is no table.
     """
     if kind is not None and kind not in KINDS:
         raise UnknownName.of("kind of method", kind, KINDS)
-    return MethodTable(m for m in METHODS.values() if kind in (None, m.kind))
+    some = {m.name: m for m in METHODS.values() if kind in (None, m.kind)}
+    if bias:
+        from .bias import bias as table
+
+        return table(some, steps, mean, variance, path)
+    return MethodTable(some.values())
 
 
 def find(name: object) -> Method:

@@ -7,7 +7,7 @@ import itertools
 from torch import Tensor
 
 from ..errors import Unsupported
-from ..terms import SDE, PathSDE, Steps
+from ..terms import SDE, Field, PathSDE, Steps
 from .plan import Plan, Request, native, pose
 from .problem import Observer, Problem
 from .programme import Programme, Stage, saving
@@ -15,8 +15,9 @@ from .recurrence import run_of, times_of
 
 
 def euler_maruyama(
-    term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None
-) -> Plan:
+    term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None,
+    diffusion: Field | None = None,
+) -> Plan:  # fmt: skip
     """The run of x_r = a x + b f(t, x) + s (W(r) - W(t))."""
     grid = times_of(request)
     field = term.drift_field(request.cond)
@@ -26,7 +27,7 @@ def euler_maruyama(
     steps = (
         term.steps(grid)
         if isinstance(term, PathSDE)
-        else _steps_by_hand(term, grid, problem, request)
+        else _steps_by_hand(term, grid, problem, request, diffusion)
     )
     # One stage a step, written down at once: a run may have very many of them.
     stages = [
@@ -37,14 +38,16 @@ def euler_maruyama(
     return run_of(programme, problem, request, term, x)
 
 
-def _steps_by_hand(term: SDE, grid: list[float], problem: Problem, request: Request) -> Steps:
+def _steps_by_hand(
+    term: SDE, grid: list[float], problem: Problem, request: Request, diffusion: Field | None
+) -> Steps:
     """Euler-Maruyama: x + h drift + g dW."""
     if term.calculus != "ito":
         raise Unsupported(
             f"euler_maruyama converges to the Ito solution, and this SDE is {term.calculus}. Convert "
             "the drift: subtract (1/2) g dg/dx."
         )
-    g = term.diffusion_field(request.cond)
+    g = diffusion or term.diffusion_field(request.cond)
     lengths = [end - t for t, end in itertools.pairwise(grid)]
     ones = [1.0] * len(lengths)
     if callable(g):

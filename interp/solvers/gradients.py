@@ -149,7 +149,7 @@ def _chained(kind: type[_Leg], inner: Engine) -> Engine:
         kept += [y] * problem.saves.count(first)
         for grid_of_leg, adaptive_of_leg in _legs(problem.saves, grid, adaptive):
             leg = kind(problem, inner, numbers, grid_of_leg, adaptive_of_leg)
-            state = _Carry.apply(leg, state, *leaves)
+            state = carried(leg, state, leaves)
             total = _sum(total, leg.report)
             if leg.report["status"] != "done":
                 break
@@ -199,12 +199,28 @@ def _legs(
 def _leaves(problem: Problem, y: Tensor, t: float) -> tuple[list[Tensor], Report]:
     """The leaf tensors that want a derivative and that the field uses at the start."""
     began = now()
+    found = leaves_of([problem.field], problem, y, t)
+    report = Report(
+        y=y, status="done", t=t, accepted=0, rejected=0, nfe=int(torch.is_grad_enabled()), step=0.0,
+        rows=[], field_s=now() - began,
+    )  # fmt: skip
+    return found, report
+
+
+def leaves_of(
+    functions: Sequence[Field | None], problem: Problem, y: Tensor, t: float
+) -> list[Tensor]:
+    """The leaf tensors that want a derivative and that the functions of (t, y) use at the start."""
     found: dict[int, Tensor] = {}
-    nfe = 0
-    if torch.is_grad_enabled():
-        at = y.detach().requires_grad_()
-        value = like(problem.field(problem.told(t), at), at, "the field")
-        nfe, waiting, seen = 1, [value.grad_fn], set()
+    if not torch.is_grad_enabled():
+        return []
+    at = y.detach().requires_grad_()
+    for function in functions:
+        if function is None:
+            continue
+        value = function(problem.told(t), at)
+        value = like(value, at, "the field") if function is problem.field else value
+        waiting, seen = [value.grad_fn], set()
         while waiting:
             node = waiting.pop()
             if node is None or node in seen:
@@ -214,11 +230,13 @@ def _leaves(problem: Problem, y: Tensor, t: float) -> tuple[list[Tensor], Report
             if leaf is not None and leaf is not at:
                 found[id(leaf)] = leaf
             waiting += [after for after, _ in node.next_functions]
-    report = Report(
-        y=y, status="done", t=t, accepted=0, rejected=0, nfe=nfe, step=0.0, rows=[],
-        field_s=now() - began,
-    )  # fmt: skip
-    return list(found.values()), report
+    return list(found.values())
+
+
+def carried(leg: Any, state: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """The end of a leg, of which autograd sees no more than its two ends."""
+    end: Tensor = _Carry.apply(leg, state, *leaves)
+    return end
 
 
 def _sum(total: Report, leg: Report) -> Report:
@@ -229,7 +247,7 @@ def _sum(total: Report, leg: Report) -> Report:
     return summed
 
 
-def _pull(value: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> Sequence[Tensor]:
+def pulled(value: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> Sequence[Tensor]:
     """gradient dvalue/dinput for each input, 0 where value does not depend on it."""
     if not value.requires_grad:
         return [torch.zeros_like(i) for i in inputs]
@@ -259,7 +277,7 @@ class _AdjointLeg(_Leg):
             with torch.enable_grad():
                 at = at.detach().requires_grad_()
                 value = like(self.problem.field(t, at), at, "the field")
-                by_y, *by_leaves = _pull(value, [at, *leaves], a)
+                by_y, *by_leaves = pulled(value, [at, *leaves], a)
             parts = [-scale * by.reshape(-1).to(y.dtype) for by in by_leaves]
             return torch.cat([value.detach().reshape(-1), -by_y.reshape(-1), *parts])
 
@@ -354,7 +372,7 @@ class _ReversibleLeg(_Leg):
             with torch.enable_grad():
                 at = at.detach().requires_grad_()
                 value = self._increment(at, t, end)
-                by_at, *more = _pull(value, [at, *leaves], by)
+                by_at, *more = pulled(value, [at, *leaves], by)
             for sum_, term in zip(by_leaves, more, strict=True):
                 sum_ += term
             return value.detach(), by_at

@@ -33,6 +33,8 @@ class Problem:
         native: the field without Python, for the engine; None where there is none.
         diffusion: g(t, y) -> tensor like y, or None.
         cut: cut(rows) -> the field of these rows alone; None where all rows always go together.
+        correction: (t, y) -> g dg/dy, or None.
+        channels: columns of the diffusion, where it is a matrix a row; else None.
         observer: called with t, y and the number of evaluations after each step.
     """
 
@@ -46,6 +48,8 @@ class Problem:
     native: NativeField | None = None
     diffusion: Field | None = None
     cut: Callable[[list[int]], Field] | None = None
+    correction: Field | None = None
+    channels: int | None = None
     observer: Observer | None = None
 
     def told(self, clock: float) -> Tensor:

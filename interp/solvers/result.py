@@ -42,6 +42,10 @@ class Stats:
         status: "done", or why it ended early.
         seed: of the noise; None for an ODE.
         depth: levels of the Brownian tree; None for an ODE.
+        acceptance: the mean rate at which a chain's steps are accepted, or would be (langevin); None
+            where there is no energy to tell.
+        ess: the effective sample size of a chain, the smallest of all elements.
+        step_size: of a chain, the one that was found where it was looked for.
         gradient: how the run can be differentiated; None where its result is a constant.
         rows: the same for each row, where rows have steps of their own.
     """
@@ -57,6 +61,9 @@ class Stats:
     status: str
     seed: int | None = None
     depth: int | None = None
+    acceptance: float | None = None
+    ess: float | None = None
+    step_size: float | None = None
     gradient: str | None = None
     rows: RowStats | None = None
 

@@ -5,6 +5,6 @@ in a field shows the caller, `solve` and the field. The numbers and types that c
 those of `interp.solvers.problem` and `interp.solvers.tableaus`.
 """
 
-from rust_solvers import recurrence, runge_kutta, runge_kutta_rows
+from rust_solvers import recurrence, runge_kutta, runge_kutta_rows, stochastic
 
-__all__ = ["recurrence", "runge_kutta", "runge_kutta_rows"]
+__all__ = ["recurrence", "runge_kutta", "runge_kutta_rows", "stochastic"]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from .by_hand import ODE, SDE
 from .coordinates import AngleClock, Coordinates, DataClock, LineClock, NoiseClock
+from .energy import Energy
 from .model import TIMES, Cond, Field, Model, told
 from .ode import PathODE
 from .sde import PathSDE, Steps
@@ -27,6 +28,6 @@ from .sde import PathSDE, Steps
 Term = ODE | SDE | PathODE | PathSDE
 
 __all__ = [
-    "ODE", "SDE", "TIMES", "AngleClock", "Cond", "Coordinates", "DataClock", "Field",
+    "ODE", "SDE", "TIMES", "AngleClock", "Cond", "Coordinates", "DataClock", "Energy", "Field",
     "LineClock", "Model", "NoiseClock", "PathODE", "PathSDE", "Steps", "Term", "told",
 ]  # fmt: skip

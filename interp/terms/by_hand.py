@@ -53,7 +53,8 @@ class SDE:
     Args:
         drift: called with t and x as an ODE's field.
         diffusion: a number, a tensor of x's shape, diffusion(t) or diffusion(t, x), which give one
-            or the other.
+            or the other; or a matrix a row, of x's shape and one more axis, the Brownian motions of
+            the row: (rows, d, m), where m = 1 is one motion for all elements.
         calculus: "ito" or "stratonovich".
 
     Raises:
@@ -82,6 +83,11 @@ class SDE:
     def affine(self) -> Affine:
         """The drift itself."""
         return Affine(self.drift)
+
+    @property
+    def additive(self) -> bool:
+        """Whether the diffusion does not depend on x, so that both calculi are one."""
+        return not callable(self.diffusion) or not _takes_state(self.diffusion)
 
     def drift_field(self, cond: Cond) -> Field:
         """The drift, with ``cond`` as keyword arguments."""
@@ -112,10 +118,13 @@ def _spread_diffusion(value: object, x: Tensor) -> Tensor:
                 f"Return real, dense numbers on {x.device}."
             )
     tensor = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    if tensor.ndim == x.ndim + 1 and tensor.shape[:-1] == x.shape and tensor.shape[-1] > 0:
+        return tensor
     if not _broadcasts(tensor, x):
         raise FieldError(
             f"the diffusion has shape {tuple(tensor.shape)} where the state has {tuple(x.shape)}. "
-            "Return a scalar or a tensor that broadcasts to the state's shape."
+            "Return a scalar, a tensor that broadcasts to the state's shape, or a matrix a row, of the "
+            "state's shape and one more axis."
         )
     return tensor.expand_as(x)
 

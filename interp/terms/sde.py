@@ -217,6 +217,18 @@ class PathSDE(PathTerm):
             self.model, lambda times: readings(told(self.path, self.time, host(times)), 1, 1, 0)
         )
 
+    def explicit_drift(self, cond: Cond) -> Field:
+        """Velocity + (eps^2 / 2) score as one function, also where the steps need not have it."""
+
+        def drift(t: Tensor, x: Tensor) -> Tensor:
+            t = t.double()
+            value = self.call(t, x, cond)
+            v, s = (self.path.convert(value, self.view, w, x, t) for w in ("velocity", "score"))
+            weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
+            return v + weighted
+
+        return drift
+
     def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Velocity and score of a model that returns both."""
         both: Any = self.model(told(self.path, self.time, t).to(x.dtype), x, **cond)

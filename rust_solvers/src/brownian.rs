@@ -38,6 +38,23 @@ pub struct Root {
     pub depth: u32,
 }
 
+impl Root {
+    /// The time of the tree at most `h` after t, on a level three below that of the step; `stop` where
+    /// that is as near; None where h is too short for the tree.
+    pub fn time_after(&self, t: f64, h: f64, stop: f64) -> Option<f64> {
+        if 1.01 * h.abs() >= (stop - t).abs() {
+            return Some(stop);
+        }
+        let span = self.to - self.from;
+        let level = (span / h.abs()).log2().ceil().max(0.0) + 3.0;
+        let cells = level.min(f64::from(self.depth)).exp2();
+        let position = (t + h - self.from) / span * cells;
+        let cell = if h > 0.0 { position.floor() } else { position.ceil() };
+        let time = self.from + span * (cell / cells);
+        ((time - t) * h > 0.0).then_some(time)
+    }
+}
+
 /// Elements that walk together: their nodes, one a level, stay in the second-level cache.
 const CHUNK: usize = 512;
 
@@ -191,7 +208,8 @@ impl<'a> Walk<'a> {
                 let (above, below) = self.branch.split_at_mut(level + 1);
                 let (parent, child) = (&above[level], &mut below[0]);
                 child.index = ancestor(level + 1);
-                split(parent, child, width, count, &self.y, &self.n);
+                let area = area.then_some(0.5 * width);
+                split(parent, child, (width, area), count, &self.y, &self.n);
                 self.known += 1;
             }
         }
@@ -243,17 +261,27 @@ fn halfway(out: &mut Value<'_>, node: &Node, width: f64, y: &[f32], n: &[f32]) {
     }
 }
 
-/// A child of a node: the left one if its index is even.
+/// A child of a node: the left one if its index is even; with its integral, over half a width, where
+/// that is wanted.
 #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn split(parent: &Node, child: &mut Node, width: f64, count: usize, y: &[f32], n: &[f32]) {
-    let (k, t, half) = ((width / 16.0).sqrt(), (width / 48.0).sqrt(), 0.5 * width);
+fn split(
+    parent: &Node,
+    child: &mut Node,
+    (width, half): (f64, Option<f64>),
+    count: usize,
+    y: &[f32],
+    n: &[f32],
+) {
+    let (k, t) = ((width / 16.0).sqrt(), (width / 48.0).sqrt());
     let (left, integral) = (&parent.left[..count], &parent.integral[..count]);
     let (w, h, y, n) = (&parent.w[..count], &parent.h[..count], &y[..count], &n[..count]);
     let to = (&mut child.left[..count], &mut child.integral[..count]);
     let own = (&mut child.w[..count], &mut child.h[..count]);
     if child.index.is_multiple_of(2) {
         to.0.copy_from_slice(left);
-        to.1.copy_from_slice(integral);
+        if half.is_some() {
+            to.1.copy_from_slice(integral);
+        }
         for i in 0..count {
             let kick = k * f64::from(y[i]);
             own.0[i] = 0.5 * w[i] + (1.5 * h[i] + kick);
@@ -263,12 +291,18 @@ fn split(parent: &Node, child: &mut Node, width: f64, count: usize, y: &[f32], n
     }
     for i in 0..count {
         let kick = k * f64::from(y[i]);
-        let (bend, turn, tilt) = (1.5 * h[i] + kick, 0.25 * h[i] - 0.5 * kick, t * f64::from(n[i]));
-        let w_left = 0.5 * w[i] + bend;
-        to.0[i] = left[i] + w_left;
-        to.1[i] = integral[i] + half * (left[i] + 0.5 * w_left + (turn + tilt));
+        let bend = 1.5 * h[i] + kick;
+        to.0[i] = left[i] + (0.5 * w[i] + bend);
         own.0[i] = 0.5 * w[i] - bend;
-        own.1[i] = turn - tilt;
+        own.1[i] = (0.25 * h[i] - 0.5 * kick) - t * f64::from(n[i]);
+    }
+    if let Some(half) = half {
+        for i in 0..count {
+            let kick = k * f64::from(y[i]);
+            let w_left = 0.5 * w[i] + (1.5 * h[i] + kick);
+            let h_left = (0.25 * h[i] - 0.5 * kick) + t * f64::from(n[i]);
+            to.1[i] = integral[i] + half * (left[i] + 0.5 * w_left + h_left);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod recurrence;
 pub mod rows;
 pub mod runge_kutta;
 pub mod steps;
+pub mod stochastic;
 pub mod system;
 pub mod tableau;
 pub mod threads;

@@ -19,6 +19,13 @@ pub trait System<T: Real> {
     fn slope(&mut self, y: &mut Self::Buffer) -> Result<Self::Slope, Self::Error>;
     /// The diffusion at the time of the last slope, where the system has one.
     fn diffusion(&mut self, y: &mut Self::Buffer) -> Result<Option<Self::Slope>, Self::Error>;
+    /// The diffusion at t, or its derivative along itself; a matrix has more elements than the state.
+    fn diffusion_at(
+        &mut self,
+        t: f64,
+        correction: bool,
+        y: &mut Self::Buffer,
+    ) -> Result<Self::Slope, Self::Error>;
     /// Run work that touches no Python.
     fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
     /// Let `write` fill the place of the `index`-th output time; gives what it gives.

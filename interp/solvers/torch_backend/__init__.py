@@ -4,5 +4,6 @@ from .implicit import esdirk
 from .recurrence import recurrence
 from .rows import runge_kutta_rows
 from .runge_kutta import runge_kutta
+from .stochastic import stochastic
 
-__all__ = ["esdirk", "recurrence", "runge_kutta", "runge_kutta_rows"]
+__all__ = ["esdirk", "recurrence", "runge_kutta", "runge_kutta_rows", "stochastic"]

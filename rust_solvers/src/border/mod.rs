@@ -21,6 +21,8 @@ use crate::real::Precision;
 use crate::recurrence::{Draw, Evaluation, Operand, Programme, Source, Stage, integrate};
 use crate::rows;
 use crate::runge_kutta::{Adaptive, Run, Steps};
+use crate::stochastic as sde;
+use crate::stochastic::{Ask, Basis, Layout, Scheme, Term};
 use crate::system::{Outcome, Rows as _, System};
 use crate::tableau::Tableau;
 use crate::threads::share;
@@ -41,6 +43,10 @@ struct Problem<'py> {
     native: Option<NativeField<'py>>,
     /// `diffusion(t, x) -> tensor`, where the noise is multiplied by more than a number.
     diffusion: Option<Bound<'py, PyAny>>,
+    /// `correction(t, x) -> tensor`, the diffusion's derivative along itself.
+    correction: Option<Bound<'py, PyAny>>,
+    /// Columns of the diffusion, where it is a matrix a row.
+    channels: Option<usize>,
     /// Elements in a row of the state.
     row: usize,
     /// Times at which to save, in order, and the tensor that takes the states.
@@ -121,6 +127,8 @@ struct PySystem<'py, T> {
     field_time: Duration,
     pool: Pool<T>,
     native: Option<Native<'py, T>>,
+    /// What the diffusion's tensors are like, where they are a matrix a row.
+    matrix: Option<Torch<'py>>,
 }
 
 impl<'py, T: Number> PySystem<'py, T> {
@@ -128,6 +136,7 @@ impl<'py, T: Number> PySystem<'py, T> {
         let rows = torch.len / problem.row.max(1);
         let native =
             problem.native.take().map(|field| Native::new(y.py(), field, rows)).transpose()?;
+        let matrix = problem.channels.map(|m| torch.with_columns(m)).transpose()?;
         let outputs = Outputs::new(&torch, problem.xs.clone(), problem.saves.len())?;
         let py = y.py();
         let batch = Torch::like(&y, problem.plain.clone())?;
@@ -145,6 +154,7 @@ impl<'py, T: Number> PySystem<'py, T> {
             field_time: Duration::ZERO,
             pool: Pool::default(),
             native,
+            matrix,
         };
         Ok((system, y))
     }
@@ -224,6 +234,25 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
             return Ok(None);
         };
         self.call(&diffusion, y).map(Some)
+    }
+
+    fn diffusion_at(&mut self, t: f64, correction: bool, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+        let problem = &self.problem;
+        let function = if correction { &problem.correction } else { &problem.diffusion };
+        let Some(function) = function.clone() else {
+            return Err(PyValueError::new_err("a method asked for a diffusion that there is not"));
+        };
+        self.time.set(&[t])?;
+        self.py.check_signals()?;
+        let start = Instant::now();
+        let result = function.call1((self.time.tensor(), &y.tensor));
+        self.field_time += start.elapsed();
+        let slope = match &self.matrix {
+            Some(matrix) if !correction => matrix.take(result?, &self.pool)?,
+            _ => self.torch.take(result?, &self.pool)?,
+        };
+        y.reclaim(&self.torch, "the diffusion")?;
+        Ok(slope)
     }
 
     fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -656,6 +685,112 @@ fn recurrence<'py>(
     by_dtype!(posed, run, &programme, noise.as_ref(), fresh)
 }
 
+/// (slope, basis, weight) of each term of a combination.
+type TermNumbers = Vec<(usize, String, f64)>;
+/// c, what is asked for, and where.
+type AskNumbers = (f64, String, TermNumbers);
+
+/// A stochastic scheme as Python states it.
+#[derive(FromPyObject)]
+struct SchemeNumbers {
+    stages: Vec<AskNumbers>,
+    end: TermNumbers,
+    error: TermNumbers,
+    ito: bool,
+    area: bool,
+}
+
+impl SchemeNumbers {
+    fn checked(self) -> PyResult<Scheme> {
+        let wrong =
+            |what: &str, name: &str| PyValueError::new_err(format!("a {what} called {name}"));
+        let basis = |name: &str| match name {
+            "h" => Ok(Basis::Step),
+            "W" => Ok(Basis::W),
+            "sqrt" => Ok(Basis::Root),
+            "I10" => Ok(Basis::Area),
+            "I11" => Ok(Basis::Double),
+            "I11/sqrt" => Ok(Basis::DoubleOverRoot),
+            "I111" => Ok(Basis::Triple),
+            other => Err(wrong("basis", other)),
+        };
+        let terms = |terms: TermNumbers, known: usize| {
+            let term = |(slope, name, weight): (usize, String, f64)| {
+                let late = PyValueError::new_err("a slope that is not there yet");
+                let basis = basis(&name)?;
+                if slope < known { Ok(Term { slope, basis, weight }) } else { Err(late) }
+            };
+            terms.into_iter().map(term).collect::<PyResult<Vec<Term>>>()
+        };
+        let count = self.stages.len();
+        let stage = |(i, (c, name, given)): (usize, AskNumbers)| {
+            let ask = match name.as_str() {
+                "drift" => Ask::Drift,
+                "diffusion" => Ask::Diffusion,
+                "correction" => Ask::Correction,
+                other => return Err(wrong("function", other)),
+            };
+            Ok(sde::Stage { c, ask, terms: terms(given, i)? })
+        };
+        let stages = self.stages.into_iter().enumerate().map(stage).collect::<PyResult<_>>()?;
+        let (end, error) = (terms(self.end, count)?, terms(self.error, count)?);
+        Ok(Scheme { stages, end, error, ito: self.ito, area: self.area })
+    }
+}
+
+/// Integrate `problem` by a stochastic scheme on `grid`, or adaptively.
+#[pyfunction]
+#[pyo3(signature = (problem, scheme, shared, noise, grid=None, adaptive=None))]
+fn stochastic<'py>(
+    problem: Bound<'py, PyAny>,
+    scheme: SchemeNumbers,
+    shared: bool,
+    noise: NoiseNumbers,
+    grid: Option<Vec<f64>>,
+    adaptive: Option<AdaptiveNumbers>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let scheme = scheme.checked()?;
+    let (grid, goal) = match (grid, adaptive) {
+        (Some(grid), None) => (checked_grid(grid)?, None),
+        (None, Some(a)) if !scheme.error.is_empty() => (
+            checked_grid(vec![a.from_, a.to])?,
+            Some(sde::Adaptive {
+                to: a.to,
+                tolerance: Tolerance { rtol: a.rtol, atol: a.atol },
+                first_step: a.first_step.unwrap_or((a.to - a.from_).abs() / 100.0),
+                max_steps: a.max_steps,
+                gains: a.gains,
+                order: 1.0 / a.gains[0],
+            }),
+        ),
+        _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
+    };
+    fn run<'py, T: Number>(
+        posed: Posed<'py>,
+        scheme: &Scheme,
+        shared: bool,
+        noise: &NoiseNumbers,
+        (grid, goal): (&[f64], Option<&sde::Adaptive>),
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (row, saves) = (posed.0.row, posed.0.saves.clone());
+        let layout = match (posed.0.channels, shared) {
+            (Some(m), _) => Layout::Matrix(m),
+            (None, true) => Layout::Scalar,
+            (None, false) => Layout::Diagonal,
+        };
+        let (mut system, y) = PySystem::<T>::new(posed)?;
+        let channels = layout.channels(row);
+        let path = noise.path(channels, system.torch.len / row.max(1) * channels, grid)?;
+        let run = sde::Run::new(&mut system, scheme, layout, row, &saves, y)?;
+        let outcome = match goal {
+            Some(goal) => run.adaptive(grid[0], goal, path)?,
+            None => run.fixed(grid, path)?,
+        };
+        system.report(outcome)
+    }
+    by_dtype!(pose(&problem)?, run, &scheme, shared, &noise, (&grid[..], goal.as_ref()))
+}
+
 /// One block of Philox 4x32-10.
 #[pyfunction]
 #[pyo3(name = "philox")]
@@ -675,6 +810,7 @@ fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(runge_kutta, module)?)?;
     module.add_function(wrap_pyfunction!(runge_kutta_rows, module)?)?;
     module.add_function(wrap_pyfunction!(recurrence, module)?)?;
+    module.add_function(wrap_pyfunction!(stochastic, module)?)?;
     module.add_function(wrap_pyfunction!(normals, module)?)?;
     module.add_function(wrap_pyfunction!(brownian, module)?)?;
     module.add_function(wrap_pyfunction!(philox_words, module)?)

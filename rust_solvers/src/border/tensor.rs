@@ -151,6 +151,14 @@ impl<'py> Torch<'py> {
         Ok(Torch { py, library, precision, plain: self.plain.clone(), shape, len })
     }
 
+    /// The same for a matrix of so many columns for each element of the rows.
+    pub fn with_columns(&self, columns: usize) -> PyResult<Self> {
+        let shape = self.shape.to_list();
+        shape.append(columns)?;
+        let (shape, len) = (shape.to_tuple(), self.len * columns);
+        Ok(Torch { shape, len, plain: self.plain.clone(), ..*self })
+    }
+
     fn dtype(&self) -> &Bound<'py, PyAny> {
         match self.precision {
             Precision::Single => self.library.float32.bind(self.py),

@@ -1,0 +1,57 @@
+"""How many independent draws a chain is worth, in memory that its length does not change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BATCHES = 64
+_NUMBERS = 2**16
+
+
+class Effective:
+    """The effective sample size by batch means (Glynn and Whitt, Oper. Res. Lett. 10, 1991).
+
+        ESS = n var(x) / (b var(means of batches of length b)),
+
+    n counting the steps of all rows. Between 32 and 64 batches a row are kept; when there are 64, each
+    two become one of twice the length. Means are taken about that of all rows, so that rows which
+    have not found one another count little.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        rows = max(len(x), 1)
+        self._columns = max(_NUMBERS // rows, 1)
+        elements = min(x[:1].numel(), self._columns)
+        self._sums = torch.zeros(_BATCHES, rows, elements, dtype=torch.float64, device=x.device)
+        self._squares = torch.zeros(rows, elements, dtype=torch.float64, device=x.device)
+        self.steps = self._full = self._inside = 0
+        self._length = 1
+
+    def add(self, x: Tensor) -> None:
+        """One more step of every row."""
+        values = x.detach().flatten(1)[:, : self._columns].double()
+        self._sums[self._full] += values
+        self._squares += values.square()
+        self.steps += 1
+        self._inside += 1
+        if self._inside < self._length:
+            return
+        self._full, self._inside = self._full + 1, 0
+        if self._full == _BATCHES:
+            pairs = self._sums.reshape(_BATCHES // 2, 2, *self._sums.shape[1:]).sum(1)
+            self._sums.zero_()
+            self._sums[: _BATCHES // 2] = pairs
+            self._full, self._length = _BATCHES // 2, 2 * self._length
+
+    def size(self) -> float:
+        """The smallest of all elements; NaN before there are two batches."""
+        if self._full < 2 or self._sums.numel() == 0:
+            return float("nan")
+        count = self.steps * self._sums.shape[1]
+        mean = self._sums.sum((0, 1)) / count
+        variance = self._squares.sum(0) / count - mean.square()
+        means = self._sums[: self._full] / self._length
+        between = (means - mean).square().mean((0, 1)) * self._full / (self._full - 1)
+        ratio = torch.where(between > 0, variance / (self._length * between), torch.nan)
+        return float(count * ratio.nan_to_num(nan=torch.inf).min())

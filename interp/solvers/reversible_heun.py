@@ -1,0 +1,174 @@
+"""The reversible Heun method of SDEs, and its exact gradient in the memory of one state.
+
+With f, g drift and diffusion, W the path's increment over the step (Kidger, Foster, Li, Lyons,
+2105.13493, algorithms 1 and 2):
+
+    z^_new = 2 z - z^ + f(t, z^) h + g(t, z^) W
+    z_new  = z + (f(t, z^) + f(t_new, z^_new)) h / 2 + (g(t, z^) + g(t_new, z^_new)) W / 2
+
+and the same with the roles of the two ends exchanged goes back, so that a derivative follows the states
+of the run without having kept them. The noise is drawn again from its path.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError, Unsupported
+from ..terms import SDE, PathSDE
+from .gradients import carried, leaves_of, pulled
+from .plan import Plan, Request, pose
+from .problem import NoiseKey, Observer, Problem, Report
+from .recurrence import noise_key
+from .stochastic import drift_of, noise_of, require_calculus, require_saves_on
+from .torch_backend.run import Run, bad_rows, finite
+from .torch_backend.stochastic import Noise
+
+
+def reversible_heun(
+    term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None
+) -> Plan:
+    """The plan of a run of the reversible Heun method."""
+    if request.backend != "torch":
+        raise Unsupported('reversible_heun runs in torch alone. Use backend="torch" or "auto".')
+    grid = request.grid
+    if grid is None:
+        raise OptionError("reversible_heun takes the steps it is given. Give steps=N.")
+    noise = noise_of(term, x, request.ends[0], request.cond)
+    require_calculus("reversible_heun", term, noise, ito=False, matrix=True)
+    require_saves_on(grid, request.saves)
+    problem = pose(x, x, request.saves, drift_of(term, request.cond), term.exact_time, "torch")
+    problem.diffusion, problem.channels = noise.field, noise.channels
+    problem.observer = observer
+    key = noise_key(term, x, grid, request)
+    engine = _kept if request.gradient != "reversible" else _undone
+    start, stop = request.ends
+    arguments = (noise.shared, key, grid)
+    return Plan(
+        engine, arguments, problem, request.saves, request.asked, None, start, stop, noise=key
+    )
+
+
+class _Steps:
+    """Single steps, forward and back."""
+
+    def __init__(self, run: Run, noise: Noise) -> None:
+        self.run, self.noise = run, noise
+
+    def slopes(self, t: float, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift, and the diffusion times the increment."""
+        run, problem = self.run, self.run.problem
+        f = run.slope(t, y)
+        g: Tensor = problem.diffusion(problem.told(t), y)  # type: ignore[misc]
+        kick = g * w.to(g.dtype)
+        return f, kick.sum(-1) if problem.channels else kick
+
+    def forward(self, t: float, end: float, state: Tensor, w: Tensor) -> Tensor:
+        """(z, z^) at the end of a step."""
+        z, hat = state
+        h = end - t
+        f, g = self.slopes(t, hat, w)
+        hat_end = 2 * z - hat + h * f + g
+        f_end, g_end = self.slopes(end, hat_end, w)
+        return torch.stack([z + 0.5 * h * (f + f_end) + 0.5 * (g + g_end), hat_end])
+
+    def back(self, t: float, end: float, state: Tensor, w: Tensor) -> Tensor:
+        """(z, z^) at the start of a step from those at its end."""
+        z, hat = state
+        h = end - t
+        f, g = self.slopes(end, hat, w)
+        hat_start = 2 * z - hat - h * f - g
+        f_start, g_start = self.slopes(t, hat_start, w)
+        return torch.stack([z - 0.5 * h * (f + f_start) - 0.5 * (g + g_start), hat_start])
+
+
+def _kept(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> Report:
+    """A run of which autograd, where it watches, keeps everything."""
+    run = Run(problem)
+    noise = Noise(problem, shared, key, run.y)
+    steps, state = _Steps(run, noise), torch.stack([run.y, run.y])
+    run.save_state(grid[0])
+    pairs = list(itertools.pairwise(grid))
+    for (t, end), (w, _) in zip(pairs, noise.path.increments(pairs), strict=True):
+        state = steps.forward(t, end, state, w.reshape(noise.shape))
+        if not finite(state):
+            run.rows = bad_rows(*state)
+            return run.report("non_finite", t, end - t)
+        if run.accept(end, state[0]):
+            return run.report("stopped", end, end - t)
+    return run.report("done", grid[-1], grid[-1] - grid[-2])
+
+
+class _Leg:
+    """The run from one output time to the next, as `interp.solvers.gradients` carries it."""
+
+    def __init__(self, run: Run, noise: Noise, grid: list[float]) -> None:
+        self.steps, self.run, self.noise, self.grid = _Steps(run, noise), run, noise, grid
+        self.status, self.t = "done", grid[-1]
+
+    def forward(self, state: Tensor) -> Tensor:
+        """The states at the end."""
+        pairs = list(itertools.pairwise(self.grid))
+        state = state.detach()
+        for (t, end), (w, _) in zip(pairs, self.noise.path.increments(pairs), strict=True):
+            new = self.steps.forward(t, end, state, w.reshape(self.noise.shape))
+            if not finite(new):
+                self.run.rows, self.status, self.t = bad_rows(*new), "non_finite", t
+                self.grid = self.grid[: self.grid.index(t) + 1]
+                return state
+            state = new
+            self.run.accepted += 1
+            if self.run.problem.observer is not None:
+                self.run.problem.observer(end, state[0], self.run.nfe)
+        return state
+
+    def backward(
+        self, state: Tensor, gradient: Tensor, leaves: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From the states at the end and the derivative by them to those at the start."""
+        pairs = [(end, t) for t, end in itertools.pairwise(self.grid)][::-1]
+        totals = [torch.zeros_like(leaf) for leaf in leaves]
+        for (end, t), (minus_w, _) in zip(pairs, self.noise.path.increments(pairs), strict=True):
+            w = -minus_w.reshape(self.noise.shape)
+            with torch.no_grad():
+                state = self.steps.back(t, end, state, w)
+            with torch.enable_grad():
+                at = state.detach().requires_grad_()
+                made = self.steps.forward(t, end, at, w)
+                by_state, *by_leaves = pulled(made, [at, *leaves], gradient)
+            gradient = by_state
+            totals = [total + by for total, by in zip(totals, by_leaves, strict=True)]
+        return gradient, totals
+
+
+def _undone(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> Report:
+    """A run that is undone, step by step, to be differentiated."""
+    y = problem.y
+    if y is None:
+        raise ValueError("the state of this problem was already taken by a run")
+    leaves = leaves_of([problem.field, problem.diffusion], problem, y, grid[0])
+    run = Run(problem)
+    noise = Noise(problem, shared, key, run.y)
+    state = torch.stack([y, y])
+    kept = [y] * problem.saves.count(grid[0])
+    marks = [grid[0], *(s for s in problem.saves if s not in (grid[0], grid[-1])), grid[-1]]
+    status, t = "done", grid[-1]
+    for begin, end in itertools.pairwise(marks):
+        leg: Any = _Leg(run, noise, grid[grid.index(begin) : grid.index(end) + 1])
+        state = carried(leg, state, leaves)
+        if leg.status != "done":
+            status, t = leg.status, leg.t
+            break
+        kept += [state[0]] * problem.saves.count(end)
+    if kept:
+        problem.xs = torch.stack(kept)
+    run.y = state[0]
+    return Report(
+        y=run.y, status=status, t=t, accepted=run.accepted, rejected=0, nfe=run.nfe,
+        step=abs(grid[-1] - grid[-2]), rows=run.rows, field_s=run.field_s,
+    )  # fmt: skip

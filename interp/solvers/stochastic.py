@@ -1,0 +1,224 @@
+"""SDEs by their drift and diffusion: which scheme, which noise, which calculus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..arguments import transforming, whole
+from ..errors import OptionError, Unsupported
+from ..terms import SDE, Cond, Field, PathSDE
+from . import rust_backend, stochastic_tableaus, torch_backend
+from .euler_maruyama import euler_maruyama as recurrence
+from .plan import Engine, Plan, Request, pose
+from .problem import Observer, Problem
+from .recurrence import noise_key
+from .stochastic_tableaus import Scheme
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a diffusion is like.
+
+    Attributes:
+        field: g(t, x): a tensor like x, or (..., channels) where it is a matrix a row.
+        additive: whether it does not depend on x, so that both calculi are one.
+        shared: whether a row has one Brownian motion.
+        channels: Brownian motions a row where these act through a matrix; None where each element
+            has its own, or all of a row share one.
+    """
+
+    field: Field
+    additive: bool
+    shared: bool = False
+    channels: int | None = None
+
+
+def looked_at(g: Field, x: Tensor, t: float) -> tuple[Field, Tensor]:
+    """A diffusion at the start, to see what it is like, and the diffusion that need not be asked again
+    there where no derivative follows the run.
+    """
+    first = g(torch.tensor(t, dtype=x.dtype, device=x.device), x)
+    kept = [] if first.requires_grad or transforming() else [first]
+
+    def again(t_now: Tensor, x_now: Tensor) -> Tensor:
+        if kept and float(t_now) == float(x.new_tensor(t)):
+            return kept.pop()
+        return g(t_now, x_now)
+
+    return again, first
+
+
+def noise_of(term: SDE | PathSDE, x: Tensor, t: float, cond: Cond) -> Noise:
+    """The noise of a term, by one look at its diffusion where that is a function."""
+    if isinstance(term, PathSDE):
+        return Noise(lambda t, x: term.eps(t.double()).to(x).expand_as(x), additive=True)
+    g = term.diffusion_field(cond)
+    if not callable(g):
+        size = float(g)
+        return Noise(lambda t, x: torch.full_like(x, size), additive=True)
+    g, first = looked_at(g, x, t)
+    if first.ndim == x.ndim:
+        return Noise(g, term.additive)
+    channels = first.shape[-1]
+    if channels == 1:
+        return Noise(lambda t, x: g(t, x).squeeze(-1), term.additive, shared=True)
+    return Noise(g, term.additive, channels=channels)
+
+
+Choice = Callable[[Request, "SDE | PathSDE", Noise], Scheme]
+
+
+def scheme(choose: Choice) -> Callable[..., Plan]:
+    """The plan of a one-step method that ``choose`` picks for a term and its noise."""
+
+    def plan(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
+        noise = noise_of(term, x, request.ends[0], request.cond)
+        chosen = choose(request, term, noise)
+        field = drift_of(term, request.cond)
+        problem = pose(x, x, request.saves, field, term.exact_time, request.backend)
+        problem.diffusion, problem.channels = noise.field, noise.channels
+        problem.correction = _correction(noise.field)
+        problem.observer = observer
+        return _run(chosen, problem, noise, request, term, x)
+
+    return plan
+
+
+def _run(
+    chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor
+) -> Plan:
+    (start, stop), grid = request.ends, request.grid
+    goal = None
+    if grid is None:
+        # Its times are the tree's own, so that the depth only says how short a step may become.
+        depth = whole("depth", request.options.get("depth", 24), 1, 48)
+        key = replace(noise_key(term, x, [start, stop], request), depth=depth)
+        goal = request.adaptive((start, stop))
+    else:
+        key = noise_key(term, x, grid, request)
+        require_saves_on(grid, request.saves)
+    engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).stochastic
+    arguments = (chosen, noise.shared, key, grid, goal)
+    saves, asked = request.saves, request.asked
+    return Plan(engine, arguments, problem, saves, asked, None, start, stop, noise=key)
+
+
+def require_saves_on(grid: list[float], saves: list[float]) -> None:
+    """Refuse output times between two steps, where an SDE has no state."""
+    nodes = set(grid)
+    missing = [s for s in saves if s not in nodes]
+    if missing:
+        raise OptionError(
+            f"save_at holds t = {missing[0]!r}, between two steps, where an SDE has no state. Give "
+            "times of the grid, or a grid= that holds them."
+        )
+
+
+def drift_of(term: SDE | PathSDE, cond: Cond) -> Field:
+    """The drift itself; of a path, velocity + (eps^2 / 2) score."""
+    if isinstance(term, SDE) or not term.exponential:
+        return term.drift_field(cond)
+    return term.explicit_drift(cond)
+
+
+def _correction(g: Field) -> Field:
+    """g dg/dx, the derivative of the diffusion along itself."""
+
+    def correction(t: Tensor, x: Tensor) -> Tensor:
+        if transforming():
+            along: Tensor = torch.func.jvp(lambda x: g(t, x), (x,), (g(t, x),))[1]
+            return along
+        kept = torch.is_grad_enabled() and (x.requires_grad or g(t, x).requires_grad)
+        with torch.enable_grad():
+            # The derivative of a backward pass by what it starts from is one along a direction.
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            value = g(t, at)
+            back = torch.zeros_like(value).requires_grad_()
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            (pulled,) = torch.autograd.grad(
+                value, at, back, create_graph=True, materialize_grads=True
+            )
+            if not pulled.requires_grad:
+                return torch.zeros_like(x)
+            direction = value if kept else value.detach()
+            (moved,) = torch.autograd.grad(
+                pulled, back, direction, create_graph=kept, materialize_grads=True
+            )
+        return moved if kept else moved.detach()
+
+    return correction
+
+
+# Which calculus and noise a method is for
+
+
+def require_calculus(
+    name: str, term: SDE | PathSDE, noise: Noise, *, ito: bool | None, matrix: bool
+) -> None:
+    """Refuse a term whose noise or calculus a method is not for.
+
+    Raises:
+        Unsupported: names a method that is.
+    """
+    if noise.channels is not None and not matrix:
+        raise Unsupported(
+            f"{name} is for noise of which each element has its own, and this diffusion is a matrix of "
+            f"{noise.channels} columns a row, whose double integrals it does not know. Use "
+            'method="euler_maruyama" (Ito) or "heun_stratonovich".'
+        )
+    calculus = getattr(term, "calculus", "ito")
+    if ito is None or noise.additive or (calculus == "ito") == ito:
+        return
+    if ito:
+        raise Unsupported(
+            f"{name} converges to the Ito solution, and this SDE is stratonovich. Convert the drift: "
+            'subtract (1/2) g dg/dx; or use method="heun_stratonovich".'
+        )
+    raise Unsupported(
+        f"{name} converges to the Stratonovich solution, and this SDE is ito. Convert the drift: "
+        'subtract (1/2) g dg/dx and say calculus="stratonovich"; or use method="milstein".'
+    )
+
+
+def _euler(request: Request, term: SDE | PathSDE, noise: Noise) -> Scheme:
+    require_calculus(request.method.name, term, noise, ito=True, matrix=True)
+    return stochastic_tableaus.EULER_MARUYAMA
+
+
+def _milstein(request: Request, term: SDE | PathSDE, noise: Noise) -> Scheme:
+    require_calculus(request.method.name, term, noise, ito=None, matrix=False)
+    free = request.options.get("derivative_free", False)
+    if not isinstance(free, bool):
+        raise OptionError(f"derivative_free={free!r} is neither True nor False. Give one.")
+    return stochastic_tableaus.milstein(free, getattr(term, "calculus", "ito") == "ito")
+
+
+def _srk(request: Request, term: SDE | PathSDE, noise: Noise) -> Scheme:
+    require_calculus(request.method.name, term, noise, ito=True, matrix=False)
+    return stochastic_tableaus.SRA1 if noise.additive else stochastic_tableaus.SRIW1
+
+
+def _heun(request: Request, term: SDE | PathSDE, noise: Noise) -> Scheme:
+    require_calculus(request.method.name, term, noise, ito=False, matrix=True)
+    return stochastic_tableaus.HEUN
+
+
+_matrix_euler = scheme(_euler)
+milstein, srk, heun_stratonovich = scheme(_milstein), scheme(_srk), scheme(_heun)
+
+
+def euler_maruyama(
+    term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None
+) -> Plan:
+    """Euler-Maruyama: a recurrence, but for a diffusion that is a matrix a row."""
+    if isinstance(term, SDE) and callable(g := term.diffusion_field(request.cond)):
+        g, first = looked_at(g, x, request.ends[0])
+        if first.ndim > x.ndim:
+            return _matrix_euler(term, x, request, observer)
+        return recurrence(term, x, request, observer, g)
+    return recurrence(term, x, request, observer)

@@ -1,0 +1,419 @@
+//! One-step methods for SDEs made by hand, on a grid or with adaptive steps on the Brownian tree.
+//!
+//! A scheme is stochastic Runge-Kutta in the widest form that is needed here (Roessler, SIAM J. Numer.
+//! Anal. 48, 2010): each stage asks for the drift, the diffusion or the diffusion's correction at a
+//! state that is y plus slopes so far, weighted by the step and by what the path does over it.
+
+use crate::brownian::{Increments, Path, Value, step};
+use crate::controller::Controller;
+use crate::kernels::{CHUNK, Tolerance, non_finite_rows};
+use crate::real::Real;
+use crate::system::{Outcome, Status, System};
+use crate::threads::share;
+
+/// What multiplies a slope beside its weight, h being the step, W and H of the path over it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Basis {
+    /// h
+    Step,
+    /// W
+    W,
+    /// sqrt(|h|)
+    Root,
+    /// I10 / |h| = H + W / 2
+    Area,
+    /// I11 = (W^2 - |h|) / 2, without |h| where the calculus is Stratonovich's
+    Double,
+    /// I11 / sqrt(|h|)
+    DoubleOverRoot,
+    /// I111 / |h| = (W^3 / |h| - 3 W) / 6
+    Triple,
+}
+
+/// `weight` times the basis times a slope, counted in the order in which they were asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Term {
+    pub slope: usize,
+    pub basis: Basis,
+    pub weight: f64,
+}
+
+/// What a stage asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ask {
+    Drift,
+    Diffusion,
+    /// The diffusion's own derivative along itself, g dg/dx.
+    Correction,
+}
+
+/// A slope at the time t + c h and the state y + terms.
+pub struct Stage {
+    pub c: f64,
+    pub ask: Ask,
+    pub terms: Vec<Term>,
+}
+
+pub struct Scheme {
+    pub stages: Vec<Stage>,
+    pub end: Vec<Term>,
+    /// The local error estimate; empty without.
+    pub error: Vec<Term>,
+    pub ito: bool,
+    /// Whether H is used.
+    pub area: bool,
+}
+
+/// How the noise acts on a row of the state.
+#[derive(Clone, Copy, Debug)]
+pub enum Layout {
+    /// One Brownian motion an element.
+    Diagonal,
+    /// One a row.
+    Scalar,
+    /// So many a row, through a matrix of the row's length times them.
+    Matrix(usize),
+}
+
+impl Layout {
+    /// Brownian motions of a row of that length.
+    pub fn channels(self, row: usize) -> usize {
+        match self {
+            Layout::Diagonal => row,
+            Layout::Scalar => 1,
+            Layout::Matrix(m) => m,
+        }
+    }
+}
+
+/// What an adaptive run is steered by.
+pub struct Adaptive {
+    pub to: f64,
+    pub tolerance: Tolerance,
+    pub first_step: f64,
+    pub max_steps: u64,
+    pub gains: [f64; 3],
+    pub order: f64,
+}
+
+/// A slope that was asked for, or a matrix's product with W.
+enum Slope<S> {
+    Taken(S),
+    Made(Vec<f64>),
+}
+
+/// The numbers of a slope.
+enum Numbers<'a, T> {
+    Taken(&'a [T]),
+    Made(&'a [f64]),
+}
+
+fn numbers<T, S: AsRef<[T]>>(slopes: &[Slope<S>]) -> Vec<Numbers<'_, T>> {
+    let mut views = Vec::with_capacity(slopes.len());
+    for slope in slopes {
+        views.push(match slope {
+            Slope::Taken(v) => Numbers::Taken(v.as_ref()),
+            Slope::Made(v) => Numbers::Made(v),
+        });
+    }
+    views
+}
+
+/// W and H over a step, one an element of the state (a matrix: one a channel), and its length.
+struct Noise<'a> {
+    w: &'a [f64],
+    area: &'a [f64],
+    h: f64,
+    ito: bool,
+}
+
+impl Noise<'_> {
+    /// The basis at an element.
+    #[inline(always)]
+    fn at(&self, basis: Basis, i: usize) -> f64 {
+        let h = self.h.abs();
+        let double = |w: f64| 0.5 * (w * w - if self.ito { h } else { 0.0 });
+        match basis {
+            Basis::Step => self.h,
+            Basis::Root => h.sqrt(),
+            Basis::W => self.w[i],
+            Basis::Area => self.area[i] + 0.5 * self.w[i],
+            Basis::Double => double(self.w[i]),
+            Basis::DoubleOverRoot => double(self.w[i]) / h.sqrt(),
+            Basis::Triple => self.w[i] * (self.w[i] * self.w[i] / h - 3.0) / 6.0,
+        }
+    }
+}
+
+/// One run: a scheme, a state, and the buffers of a step.
+pub struct Run<'a, T: Real, S: System<T>> {
+    pub system: &'a mut S,
+    pub scheme: &'a Scheme,
+    pub layout: Layout,
+    /// Elements in a row of the state.
+    pub row: usize,
+    pub saves: &'a [f64],
+    saved: usize,
+    y: S::Buffer,
+    stage: S::Buffer,
+    end: S::Buffer,
+    slopes: Vec<Slope<S::Slope>>,
+    wide: [Vec<f64>; 2],
+    _element: std::marker::PhantomData<T>,
+}
+
+impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
+    pub fn new(
+        system: &'a mut S,
+        scheme: &'a Scheme,
+        layout: Layout,
+        row: usize,
+        saves: &'a [f64],
+        y: S::Buffer,
+    ) -> Result<Self, S::Error> {
+        let (stage, end) = (system.buffer()?, system.buffer()?);
+        Ok(Run {
+            system,
+            scheme,
+            layout,
+            row,
+            saves,
+            saved: 0,
+            y,
+            stage,
+            end,
+            slopes: Vec::new(),
+            wide: [Vec::new(), Vec::new()],
+            _element: std::marker::PhantomData,
+        })
+    }
+
+    /// On a grid.
+    pub fn fixed(mut self, grid: &[f64], path: Path) -> Result<Outcome<S::Buffer>, S::Error> {
+        let steps = grid.windows(2).map(|ends| (ends[0], ends[1])).collect();
+        let mut increments = Increments::new(path, steps, self.scheme.area);
+        self.save_state(grid[0])?;
+        let mut taken = 0;
+        for ends in grid.windows(2) {
+            let (t, next) = (ends[0], ends[1]);
+            let (w, area) = increments.over_next();
+            if self.advance(t, next, w, area)? {
+                return Ok(self.outcome(Status::NonFinite, t, (taken, 0), next - t));
+            }
+            taken += 1;
+            if self.accept(next)? {
+                return Ok(self.outcome(Status::Stopped, next, (taken, 0), next - t));
+            }
+        }
+        let last = grid.len() - 1;
+        Ok(self.outcome(Status::Done, grid[last], (taken, 0), grid[last] - grid[last - 1]))
+    }
+
+    /// With steps that end at times of the tree: a refused one is tried again on the same path.
+    pub fn adaptive(
+        mut self,
+        from: f64,
+        goal: &Adaptive,
+        path: Path,
+    ) -> Result<Outcome<S::Buffer>, S::Error> {
+        let room = |n| (vec![0.0; n], vec![0.0; if self.scheme.area { n } else { 0 }]);
+        let (mut here, mut there) = (room(path.elements), room(path.elements));
+        let value = |p: &mut (Vec<f64>, Vec<f64>), t: f64| {
+            path.at(&[t], &mut [Value { w: &mut p.0, integral: &mut p.1 }], |_| {});
+        };
+        let forward = if goal.to >= from { 1.0 } else { -1.0 };
+        let (mut t, mut h, mut accepted, mut rejected) = (from, goal.first_step, 0, 0);
+        let mut controller = Controller::new(goal.gains, goal.order);
+        self.save_state(t)?;
+        while t != goal.to {
+            if accepted + rejected >= goal.max_steps {
+                return Ok(self.outcome(Status::TooManySteps, t, (accepted, rejected), h));
+            }
+            let stop = self.saves.get(self.saved).copied().unwrap_or(goal.to);
+            let Some(next) = path.root.time_after(t, forward * h, stop) else {
+                return Ok(self.outcome(Status::StepUnderflow, t, (accepted, rejected), h));
+            };
+            value(&mut here, t);
+            value(&mut there, next);
+            step(
+                &mut Value { w: &mut here.0, integral: &mut here.1 },
+                &Value { w: &mut there.0, integral: &mut there.1 },
+                next - t,
+            );
+            let bad = self.advance(t, next, &here.0, &here.1)?;
+            let error =
+                if bad { f64::NAN } else { self.error(next - t, &here.0, &here.1, goal.tolerance) };
+            let tried = (next - t).abs();
+            if error <= 1.0 {
+                accepted += 1;
+                t = next;
+                h = tried * controller.accepted(error);
+                if self.accept(t)? {
+                    return Ok(self.outcome(Status::Stopped, t, (accepted, rejected), tried));
+                }
+            } else {
+                rejected += 1;
+                h = tried * controller.rejected(error);
+                if bad && path.root.time_after(t, forward * h, stop).is_none() {
+                    return Ok(self.outcome(Status::NonFinite, t, (accepted, rejected), h));
+                }
+            }
+        }
+        Ok(self.outcome(Status::Done, t, (accepted, rejected), h))
+    }
+
+    /// Make the state at the end of a step; whether it holds a NaN or an infinity.
+    fn advance(&mut self, t: f64, next: f64, w: &[f64], area: &[f64]) -> Result<bool, S::Error> {
+        self.slopes.clear();
+        for stage in &self.scheme.stages {
+            let at = if stage.c == 1.0 { next } else { t + stage.c * (next - t) };
+            if !stage.terms.is_empty() {
+                let noise = Noise { w, area, h: next - t, ito: self.scheme.ito };
+                let noise = widened(noise, self.layout, self.row, &mut self.wide);
+                let out = self.stage.as_mut();
+                let (y, slopes) = (self.y.as_ref(), numbers(&self.slopes));
+                self.system.compute(|| combine(out, Some(y), &stage.terms, &slopes, &noise));
+            }
+            let state = if stage.terms.is_empty() { &mut self.y } else { &mut self.stage };
+            let slope = match stage.ask {
+                Ask::Drift => {
+                    self.system.announce(&[at])?;
+                    Slope::Taken(self.system.slope(state)?)
+                }
+                ask => {
+                    let taken = self.system.diffusion_at(at, ask == Ask::Correction, state)?;
+                    match self.layout {
+                        Layout::Matrix(m) => {
+                            Slope::Made(contracted(taken.as_ref(), w, self.row, m))
+                        }
+                        _ => Slope::Taken(taken),
+                    }
+                }
+            };
+            self.slopes.push(slope);
+        }
+        let noise = Noise { w, area, h: next - t, ito: self.scheme.ito };
+        let noise = widened(noise, self.layout, self.row, &mut self.wide);
+        let (out, y, slopes) = (self.end.as_mut(), self.y.as_ref(), numbers(&self.slopes));
+        let end = &self.scheme.end;
+        Ok(self.system.compute(|| combine(out, Some(y), end, &slopes, &noise)))
+    }
+
+    /// The scaled local error of the step just made.
+    fn error(&mut self, h: f64, w: &[f64], area: &[f64], tolerance: Tolerance) -> f64 {
+        let noise = Noise { w, area, h, ito: self.scheme.ito };
+        let noise = widened(noise, self.layout, self.row, &mut self.wide);
+        let out = self.stage.as_mut();
+        combine(out, None, &self.scheme.error, &numbers(&self.slopes), &noise);
+        let (e, y, end) = (self.stage.as_ref(), self.y.as_ref(), self.end.as_ref());
+        let square = |i: usize| {
+            let size = y[i].abs().max(end[i].abs()).to_f64();
+            let e = e[i].to_f64();
+            if e == 0.0 { 0.0 } else { (e / (tolerance.atol + tolerance.rtol * size)).powi(2) }
+        };
+        ((0..e.len()).map(square).sum::<f64>() / e.len().max(1) as f64).sqrt()
+    }
+
+    /// Go on from the end of the step; whether somebody wants to stop there.
+    fn accept(&mut self, t: f64) -> Result<bool, S::Error> {
+        std::mem::swap(&mut self.y, &mut self.end);
+        self.save_state(t)?;
+        self.system.accepted(t, &mut self.y)
+    }
+
+    fn save_state(&mut self, t: f64) -> Result<(), S::Error> {
+        while self.saves.get(self.saved) == Some(&t) {
+            let y = self.y.as_ref();
+            self.system.save(self.saved, |out| out.copy_from_slice(y))?;
+            self.saved += 1;
+        }
+        Ok(())
+    }
+
+    fn outcome(self, status: Status, t: f64, steps: (u64, u64), h: f64) -> Outcome<S::Buffer> {
+        let rows = if status == Status::NonFinite {
+            non_finite_rows(self.end.as_ref(), self.row)
+        } else {
+            Vec::new()
+        };
+        let (accepted, rejected) = steps;
+        Outcome { status, t, y: self.y, accepted, rejected, step: h.abs(), rows }
+    }
+}
+
+/// The noise with one number an element of the state, where a row shares one.
+fn widened<'a>(
+    noise: Noise<'a>,
+    layout: Layout,
+    row: usize,
+    wide: &'a mut [Vec<f64>; 2],
+) -> Noise<'a> {
+    if !matches!(layout, Layout::Scalar) {
+        return noise;
+    }
+    for (wide, narrow) in wide.iter_mut().zip([noise.w, noise.area]) {
+        wide.clear();
+        wide.extend(narrow.iter().flat_map(|&v| std::iter::repeat_n(v, row)));
+    }
+    Noise { w: &wide[0], area: &wide[1], ..noise }
+}
+
+/// The matrix of each row times its noise.
+fn contracted<T: Real>(matrix: &[T], w: &[f64], row: usize, channels: usize) -> Vec<f64> {
+    let mut out = vec![0.0; w.len() / channels.max(1) * row];
+    for (r, (out, w)) in out.chunks_mut(row.max(1)).zip(w.chunks(channels)).enumerate() {
+        for (e, out) in out.iter_mut().enumerate() {
+            let at = (r * row + e) * channels;
+            let products = matrix[at..at + channels].iter().zip(w).map(|(g, w)| g.to_f64() * w);
+            *out = products.sum();
+        }
+    }
+    out
+}
+
+/// `out = y + terms`, or the terms alone; whether a NaN or an infinity came out. A slope that is a
+/// matrix's product with W already has its W.
+fn combine<T: Real>(
+    out: &mut [T],
+    y: Option<&[T]>,
+    terms: &[Term],
+    slopes: &[Numbers<'_, T>],
+    noise: &Noise<'_>,
+) -> bool {
+    let bad = std::sync::atomic::AtomicU32::new(0);
+    share(out, CHUNK, terms.len().max(1), |first, piece| {
+        let mut sum = [0.0f64; CHUNK];
+        for (k, out) in piece.chunks_mut(CHUNK).enumerate() {
+            let from = first + k * CHUNK;
+            let sum = &mut sum[..out.len()];
+            match y {
+                Some(y) => {
+                    let y = &y[from..from + sum.len()];
+                    sum.iter_mut().zip(y).for_each(|(s, y)| *s = y.to_f64());
+                }
+                None => sum.fill(0.0),
+            }
+            for term in terms {
+                match slopes[term.slope] {
+                    Numbers::Taken(v) => {
+                        let v = &v[from..from + sum.len()];
+                        for (i, (s, v)) in sum.iter_mut().zip(v).enumerate() {
+                            *s += term.weight * noise.at(term.basis, from + i) * v.to_f64();
+                        }
+                    }
+                    Numbers::Made(v) => {
+                        let v = &v[from..from + sum.len()];
+                        sum.iter_mut().zip(v).for_each(|(s, v)| *s += term.weight * v);
+                    }
+                }
+            }
+            let mut found = 0;
+            for (out, s) in out.iter_mut().zip(sum) {
+                *out = T::from_f64(*s);
+                found |= out.non_finite();
+            }
+            bad.fetch_or(found, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    bad.into_inner() != 0
+}

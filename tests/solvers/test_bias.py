@@ -1,0 +1,81 @@
+"""The table of what stochastic samplers leave: exact, and what their runs leave."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import interp
+from interp import schedules
+from interp.errors import OptionError
+from interp.solvers.bias import BiasTable
+
+F64 = torch.float64
+MEAN, VARIANCE = 0.3, 0.25
+
+
+def table(**options: Any) -> BiasTable:
+    return interp.methods(bias=True, **options)
+
+
+def data(path: interp.Interpolant) -> Any:
+    exact = interp.exact.Gaussian(MEAN, VARIANCE).data(path)
+
+    def model(t: Tensor, x: Tensor) -> Tensor:
+        return exact(t, x.reshape(-1, 1)).reshape(x.shape)
+
+    return model
+
+
+def test_the_table_is_what_runs_leave() -> None:
+    path, n = schedules.linear(), 50_000
+    found = table(steps=(10,))
+    assert len(found.rows) >= 6
+    x = path.base.sample((n // 100, 100), seed=1, dtype=F64)
+    for row in found.rows:
+        options: dict[str, Any] = {}
+        term: Any = path.ode(data(path), view="data")
+        if row.noise.startswith("eps="):
+            eps = row.noise.removeprefix("eps=")
+            diffusion: Any = eps if eps == "reverse" else float(eps)
+            term = path.sde(data(path), view="data", diffusion=diffusion)
+        else:
+            options["eta"] = float(row.noise.removeprefix("eta="))
+        sol = interp.solve(term, x, method=row.name, steps=10, seed=2, **options)
+        # Five standard errors of so many normals.
+        assert float(sol.x.mean()) == pytest.approx(
+            row.means[0], abs=5 * row.stds[0] / math.sqrt(n)
+        )
+        assert float(sol.x.std()) == pytest.approx(row.stds[0], rel=5 / math.sqrt(2 * n))
+
+
+def test_more_steps_leave_less() -> None:
+    for row in table(steps=(25, 50, 150)).rows:
+        errors = [abs(s - 0.5) for s in row.stds]
+        assert errors[2] < 0.04, row.name  # 0.031 for a bounded eps, of order one half
+        assert errors[2] <= errors[0] + 1e-12, row.name
+        assert abs(row.means[2] - MEAN) < 0.02, row.name
+
+
+def test_a_point_stays_a_point() -> None:
+    """Data without variance: a constant estimate, for which exponential steps are exact."""
+    for row in table(steps=(7,), variance=0.0).rows:
+        if row.name in ("euler_maruyama", "ddpm", "ddim"):
+            assert row.means[0] == pytest.approx(MEAN, abs=1e-12)
+            assert row.stds[0] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_it_prints_and_refuses() -> None:
+    shown = str(table(steps=(20, 50), path=schedules.variance_preserving()))
+    assert "standard deviation left on N(0.3, 0.25), true 0.5" in shown
+    assert "20 steps" in shown
+    assert "euler_maruyama" in shown
+    assert str(interp.methods("chain")).count("\n") == 5
+    with pytest.raises(OptionError, match="Gaussian base"):
+        table(path=schedules.brownian_bridge(0.5))
+    with pytest.raises(OptionError, match="variance="):
+        table(variance=-1.0)

@@ -1,0 +1,251 @@
+"""Chains on an energy: their stationary laws, acceptance, independence of neighbours, bad input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import interp
+from interp.errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
+from interp.solvers.chains import CHAINS
+from interp.solvers.effective import Effective
+
+F64 = torch.float64
+
+
+def quadratic(stiffness: float = 2.0) -> interp.Energy:
+    return interp.Energy(lambda x: 0.5 * stiffness * x.square().sum(1), temperature=0.7)
+
+
+def double_well(x: Tensor) -> Tensor:
+    return (x.square() - 1).square().sum(1)
+
+
+def chain(energy: interp.Energy, x: Tensor, method: str, **options: Any) -> interp.solvers.Solution:
+    return interp.solve(energy, x, method=method, **options)
+
+
+# Stationary laws
+
+
+STATIONARY = {  # of U = k x^2 / 2 at temperature T, step h, exactly
+    "langevin": lambda k, t, h: t / (k * (1 - h * k / 2)),
+    "mala": lambda k, t, h: t / k,
+    "hmc": lambda k, t, h: t / k,
+    "underdamped": lambda k, t, h: t / k,  # BAOAB: no bias of x in a harmonic well
+}
+
+
+@pytest.mark.parametrize("method", STATIONARY)
+def test_stationary_variance_of_a_harmonic_well(method: str) -> None:
+    k, t, h, rows = 2.0, 0.7, 0.25, 20_000
+    x = math.sqrt(t / k) * interp.noise.normal((rows, 1), seed=1, dtype=F64)
+    sol = chain(quadratic(k), x, method, steps=60, step_size=h, seed=2)
+    variance = STATIONARY[method](k, t, h)
+    # 60 steps forget the start by exp(-2 h k 60); 5 standard errors of so many rows.
+    assert float(sol.x.var()) == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / rows))
+    assert abs(float(sol.x.mean())) < 5 * math.sqrt(variance / rows)
+
+
+@pytest.mark.parametrize(("method", "step"), [("mala", 0.08), ("hmc", 0.15), ("underdamped", 0.05)])
+def test_stationary_law_of_a_double_well(method: str, step: float) -> None:
+    """Kolmogorov-Smirnov against the law by quadrature."""
+    rows = 4000
+    grid = torch.linspace(-4, 4, 16_001, dtype=F64)
+    weights = torch.exp(-double_well(grid[:, None]))
+    cdf = weights.cumsum(0) / weights.sum()
+    u = torch.special.ndtr(interp.noise.normal((rows,), seed=5, dtype=F64))
+    x = grid[torch.searchsorted(cdf, u).clamp(max=len(grid) - 1)][:, None]  # already stationary
+    sol = chain(interp.Energy(double_well), x, method, steps=80, step_size=step, seed=3)
+    at = torch.searchsorted(grid, sol.x.flatten().sort().values)
+    ranks = torch.arange(rows, dtype=F64) / rows
+    gap = (cdf[at.clamp(max=len(grid) - 1)] - ranks).abs().max()
+    # sqrt(n) D > 2.2 has probability 1e-4; BAOAB at h = 0.05 is biased by less than 2e-3.
+    assert float(gap) < 2.2 / math.sqrt(rows) + (2e-3 if method == "underdamped" else 0)
+
+
+def test_annealed_levels_end_at_the_smallest() -> None:
+    """U(x, s) of data N(1, 0.25) with noise of size s: the variance at the end is 0.25 + s^2."""
+    levels = [4.0, 2.0, 1.0, 0.5]
+    energy = interp.Energy(lambda x, s: 0.5 * ((x - 1).square() / (0.25 + s * s)).sum(1))
+    x = 4 * interp.noise.normal((20_000, 1), seed=1, dtype=F64)
+    sol = chain(energy, x, "annealed", steps=60, step_size=0.05, levels=levels, seed=2)
+    variance = 0.5 / (1 - 0.05 / 2 / 0.5)  # the bias of the last level's step
+    assert float(sol.x.mean()) == pytest.approx(1.0, abs=5 * math.sqrt(variance / 20_000))
+    assert float(sol.x.var()) == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / 20_000))
+    assert sol.stats.steps == 240
+
+
+def test_langevin_is_its_formula() -> None:
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    sol = chain(quadratic(), x, "langevin", steps=1, step_size=0.1, seed=4)
+    key = interp.noise.stream_key(4, interp.noise.STREAMS["chain"])
+    z = interp.noise.node_normals(3, 2, 0, key, 0, torch.device("cpu"))
+    expected = x - 0.1 * 2 * x + math.sqrt(2 * 0.1 * 0.7) * z
+    assert float((sol.x - expected).abs().max()) < 1e-15
+
+
+# What a chain tells
+
+
+def test_the_acceptance_rate_of_hmc_is_that_of_its_energy_error() -> None:
+    """For a Gaussian, min(1, exp(-dH)) averages to erfc(sqrt(E dH) / 2) (Neal, 1206.1901, 5.4.4)."""
+    d = 200
+    x = interp.noise.normal((2000, d), seed=1, dtype=F64)
+    energy = interp.Energy(lambda x: 0.5 * x.square().sum(1))
+    sol = chain(energy, x, "hmc", steps=4, step_size=0.3, leapfrog=5, seed=2)
+    # One leapfrog run of the harmonic oscillator, exactly: dH has the mean d (a + b - 2) / 2, with
+    # a, b the squared norms of the columns of the map of (x, v).
+    step = torch.tensor([[1 - 0.045, 0.3], [-0.3 * (1 - 0.0225), 1 - 0.045]], dtype=F64)
+    columns = torch.linalg.matrix_power(step, 5).square().sum(0)
+    mean = d * float(columns.sum() - 2) / 2
+    expected = math.erfc(math.sqrt(mean) / 2)
+    assert sol.stats.acceptance == pytest.approx(expected, abs=0.02)  # corrections of order 1 / d
+
+
+@pytest.mark.parametrize(("method", "target"), [("mala", 0.574), ("hmc", 0.8)])
+def test_dual_averaging_finds_the_target(method: str, target: float) -> None:
+    x = interp.noise.normal((200, 20), seed=1, dtype=F64)
+    energy = interp.Energy(lambda x: 0.5 * x.square().sum(1))
+    sol = chain(energy, x, method, steps=50, step_size=5.0, adapt=300, seed=2)
+    assert sol.stats.acceptance == pytest.approx(target, abs=0.06)
+    assert sol.stats.step_size is not None
+    assert sol.stats.step_size < 5.0
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_effective_size_of_an_autoregression(correlation: float) -> None:
+    """n (1 - a) / (1 + a); 48 batches of 50 rows tell it to a few percent."""
+    n, rows = 3000, 50
+    z = interp.noise.normal((n, rows), seed=1, dtype=F64)
+    x, effective = z[0], Effective(z[0][:, None])
+    for k in range(n):
+        x = correlation * x + math.sqrt(1 - correlation**2) * z[k]
+        effective.add(x[:, None])
+    expected = n * rows * (1 - correlation) / (1 + correlation)
+    assert effective.size() == pytest.approx(expected, rel=0.15)
+
+
+def test_memory_of_a_long_chain_does_not_grow() -> None:
+    effective = Effective(torch.zeros(2, 3))
+    held = effective._sums.numel()
+    for _ in range(10_000):
+        effective.add(torch.zeros(2, 3))
+    assert effective._sums.numel() == held
+    assert 32 <= effective._full < 64
+
+
+def test_states_on_the_way() -> None:
+    seen: list[float] = []
+    sol = chain(
+        quadratic(), torch.zeros(3, 2), "underdamped", steps=10, step_size=0.1, seed=1, save_every=4,
+        callback=lambda s: seen.append(s.t),
+    )  # fmt: skip
+    assert sol.ts.tolist() == [4.0, 8.0]
+    assert sol.xs.shape == (2, 3, 2)
+    assert seen == [float(k) for k in range(1, 11)]
+
+
+# One noise
+
+
+@pytest.mark.parametrize("method", CHAINS)
+def test_rows_do_not_know_their_neighbours(method: str) -> None:
+    options: dict[str, Any] = {"steps": 6, "step_size": 0.02, "seed": 5}
+    energy = interp.Energy(lambda x, s=1.0: (x.square() - s).square().sum(1))
+    if method == "annealed":
+        options["levels"] = [2.0, 1.0]
+    x = torch.linspace(-1, 1, 10 * 7, dtype=F64).reshape(10, 7)
+    whole = chain(energy, x, method, first_row=40, **options).x
+    parts = [
+        chain(energy, x[a:b], method, first_row=40 + a, **options).x for a, b in ((0, 3), (3, 10))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("method", ["langevin", "underdamped"])
+def test_a_step_that_diverges_is_said(method: str) -> None:
+    energy = interp.Energy(lambda x: x.pow(4).sum(1))
+    x = torch.full((3, 2), 3.0)
+    with pytest.raises(SolveError, match="left every bound.*smaller step_size") as caught:
+        chain(energy, x, method, steps=200, step_size=1.0, seed=0)
+    assert caught.value.reason == "non_finite"
+    assert caught.value.last.isfinite().all()
+    if method == "langevin":
+        assert "accepted at the rate" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["mala", "hmc"])
+def test_a_chain_that_does_not_move_is_said(method: str) -> None:
+    energy = interp.Energy(lambda x: 1e4 * x.pow(4).sum(1))
+    with pytest.raises(SolveError, match=r"acceptance rate is 0 .*smaller step_size"):
+        chain(energy, torch.full((3, 2), 3.0), method, steps=20, step_size=10.0, seed=0)
+
+
+def test_a_low_acceptance_is_a_warning() -> None:
+    energy = interp.Energy(lambda x: 0.5 * x.square().sum(1))
+    x = interp.noise.normal((50, 400), seed=0)
+    with pytest.warns(UserWarning, match=r"acceptance rate is .*the step is too long"):
+        chain(energy, x, "mala", steps=20, step_size=0.6, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("energy", "options", "error", "match"),
+    [
+        (quadratic(), {"step_size": 0.1}, OptionError, "steps=0"),
+        (quadratic(), {"steps": 3}, OptionError, "needs a step size"),
+        (quadratic(), {"steps": 3, "step_size": 0.0}, OptionError, "step_size=0"),
+        (quadratic(), {"steps": 3, "step_size": -1}, OptionError, "step_size=-1"),
+        (quadratic(), {"steps": 3, "step_size": 1, "t": (0, 1)}, OptionError, "no time, and t was"),
+        (quadratic(), {"steps": 3, "step_size": 1, "leap": 2}, UnknownName, "leapfrog"),
+        (quadratic(), {"steps": 3, "step_size": 1, "backend": "rust"}, Unsupported, "in torch"),
+        (quadratic(), {"steps": 3, "step_size": 1, "leapfrog": 0}, OptionError, "leapfrog=0"),
+        (interp.Energy(lambda x: x), {"steps": 3, "step_size": 1}, FieldError, "one number a row"),
+        (interp.Energy(lambda x: torch.zeros(2)), {"steps": 3, "step_size": 1}, FieldError, "autograd"),
+        (interp.Energy(lambda x: x.sum(1) / 0), {"steps": 3, "step_size": 1}, SolveError, "at the start"),
+        (interp.Energy(lambda x: x.abs().sqrt().sum(1)), {"steps": 3, "step_size": 1}, SolveError,
+         "gradient is NaN or infinite at the start"),
+        (interp.Energy(None, gradient=lambda x: x), {"steps": 3, "step_size": 1}, Unsupported,
+         "only a gradient"),
+    ],
+)  # fmt: skip
+def test_bad_input(
+    energy: interp.Energy, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        chain(energy, torch.zeros(2, 3), "hmc", **options)
+
+
+def test_terms_and_methods_that_do_not_fit() -> None:
+    x = torch.zeros(2, 1)
+    with pytest.raises(OptionError, match="this term is an Energy.*langevin"):
+        interp.solve(quadratic(), x, method="dopri5", steps=3)
+    with pytest.raises(OptionError, match="chain on an energy and this term is an SDE"):
+        interp.solve(interp.SDE(lambda t, x: x, 1.0), x, method="langevin", steps=3, step_size=0.1)
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(OptionError, match="temperature="):
+            interp.Energy(double_well, temperature)
+    with pytest.raises(OptionError, match="needs gradient="):
+        interp.Energy(None)
+    with pytest.raises(OptionError, match="no rows"):
+        chain(quadratic(), torch.tensor(1.0), "langevin", steps=2, step_size=0.1)
+    with pytest.raises(OptionError, match="needs noise levels"):
+        chain(quadratic(), x, "annealed", steps=2, step_size=0.1)
+
+
+def test_a_gradient_of_its_own() -> None:
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    options: dict[str, Any] = {"steps": 5, "step_size": 0.1, "seed": 1}
+    auto = chain(interp.Energy(double_well), x, "langevin", **options)
+    given = interp.Energy(None, gradient=lambda x: 4 * x * (x.square() - 1))
+    own = chain(given, x, "langevin", **options)
+    assert float((auto.x - own.x).abs().max()) < 1e-14
+    assert own.stats.acceptance is None
+    assert auto.stats.acceptance is not None
