@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from .result import BestSchedule
 
-_FAR = 14.0  # nats: beyond, all is noise or all is data
-
 
 def picture(best: BestSchedule, to: style.To | None) -> Figure:
     """Log-SNR at each step of the run, before and after the search."""
@@ -26,7 +24,8 @@ def picture(best: BestSchedule, to: style.To | None) -> Figure:
         if path is None:
             continue
         with torch.no_grad():
-            lam = path.log_snr(torch.tensor(grid, dtype=torch.float64)).clamp(-_FAR, _FAR)
+            lam = path.log_snr(torch.tensor(grid, dtype=torch.float64))
+        lam[lam.isinf()] = torch.nan  # pure noise and clean data are no points of this picture
         look = style.line_style(k)
         lines += axes.plot(range(len(grid)), lam.numpy(), marker="o", markersize=4, **look)
     title = f"{best.optimised} for {best.solver}, by {best.objective.replace('_', ' ')}"

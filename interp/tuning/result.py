@@ -104,7 +104,7 @@ class BestSchedule:
         return "\n".join([head, *lines, f"grid: {nodes}"])
 
     def plot(self, to: To | None = None) -> Figure:
-        """Log-SNR over the run, with a dot at each step: before and after.
+        """Log-SNR at each step of the run, where it is finite: before and after.
 
         Raises:
             Unsupported: a field without a path.

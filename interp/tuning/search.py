@@ -43,7 +43,7 @@ def best_schedule(
     x: Tensor | None = None,
     cond: Mapping[str, Any] | None = None,
     start: Sequence[float] | Tensor | None = None,
-    rows: int = 256,
+    rows: int = 512,
     iterations: int = 30,
     seed: int = 0,
 ) -> BestSchedule:
@@ -80,7 +80,7 @@ def best_schedule(
             where the shape is known.
         cond: conditions of the model, with a row for each of these starts.
         start: times to start from, instead of the best of `interp.grids` for this run.
-        rows: n, where the starts are drawn.
+        rows: n, where the starts are drawn. Rare starts err most, and few rows miss them.
         iterations: steps of the search at most.
         seed: of what is drawn.
 
