@@ -82,8 +82,8 @@ def uniform() -> Spacing:
     """Even in t."""
 
     def place(path: Interpolant | None, ends: Ends, steps: int) -> list[float]:
-        times: list[float] = np.linspace(*ends, steps + 1).tolist()
-        return [ends[0], *times[1:-1], ends[1]]
+        step = (ends[1] - ends[0]) / steps  # in Python's numbers, which torch.compile follows
+        return [ends[0], *(ends[0] + i * step for i in range(1, steps)), ends[1]]
 
     return Spacing("uniform", place)
 
