@@ -40,7 +40,7 @@ class Levels:
 
     Attributes:
         t: the times.
-        beta, sigma: of the path; exactly 0 where they are negligible.
+        beta, sigma: of the path; exactly 0 where they are negligible at an end.
         lam: log(beta / sigma).
         path: that path.
         kind: the estimate that ``beta`` multiplies: "data"; "noise" after `other`.
@@ -58,7 +58,8 @@ class Levels:
         """The levels of a path."""
         t = host(list(times))
         k = path.coefficients(t)
-        beta, sigma = (_cleaned(v.detach().numpy()) for v in (k.beta, k.sigma))
+        at_end = (t.numpy() == 0) | (t.numpy() == 1)
+        beta, sigma = (_cleaned(v.detach().numpy(), at_end) for v in (k.beta, k.sigma))
         lam = path.log_snr(t).detach().numpy() / 2
         lam = np.where(beta == 0, -np.inf, np.where(sigma == 0, np.inf, lam))
         return cls(t.numpy(), beta, sigma, lam, path)
@@ -95,8 +96,8 @@ class Levels:
         return len(self.t)
 
 
-def _cleaned(values: Array) -> Array:
-    return np.where(np.abs(values) <= NEGLIGIBLE, 0.0, values)
+def _cleaned(values: Array, at_end: NDArray[np.bool_]) -> Array:
+    return np.where(at_end & (np.abs(values) <= NEGLIGIBLE), 0.0, values)
 
 
 def first_order(t: Levels, r: Levels, damping: Array | float = 0.0) -> tuple[Array, Array, Array]:

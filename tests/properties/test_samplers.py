@@ -38,6 +38,11 @@ def error(path: interp.Interpolant, method: str, grid: str, view: str, steps: in
     return float((sol.x - LAW.flow(path)(0.0, 1.0, x)).abs().max())
 
 
+def test_levels_far_below_rounding_are_levels() -> None:
+    """A path of the power 7 under a quadratic grid: sigma / beta falls to 1e-24 before it is 0."""
+    assert error(PATHS["edm"], "dpm++2m", "quadratic", "data", 64) < 0.05
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     name=st.sampled_from(list(PATHS)),
