@@ -66,10 +66,10 @@ def test_paths_between_gaussians(objective, least, deviation):
     v = (log S)' x / 2 with S = alpha^2 + beta^2 width^2: int E|v|^2 = int (sqrt S)'^2, and int |dv/dx|^2
     = int (log sqrt S)'^2 (Chen, Vanden-Eijnden, Xu, 2509.01629).
     """
-    best = interp.best_schedule(NARROW, "euler", 4, objective, "path", rows=256)
+    best = interp.best_schedule(NARROW, "euler", 4, objective, "path", rows=8192)
     assert best.grid == (0.0, 0.25, 0.5, 0.75, 1.0)
-    # A spline of 6 bins in each clock; the moments' second order of 256 rows is off by 1/sqrt(256).
-    assert least * 0.97 < best.value.after < least * 1.03
+    # A spline of 6 bins is within 1 %; E|v|^2 of 8192 normal rows has a standard error of 1.6 %.
+    assert least * 0.95 < best.value.after < least * 1.06
     t = torch.linspace(0, 1, 9, dtype=F64)
     k = best.path.coefficients(t)
     found = (k.alpha**2 + k.beta**2 * WIDTH**2).sqrt()
@@ -191,7 +191,7 @@ def test_on_a_centred_gaussian_what_is_not_seen_gains_as_much(solver, steps, opt
 
 
 def test_held_out_starts_gain_too():
-    best = interp.best_schedule(PLANE, "heun", 6, rows=128)
+    best = interp.best_schedule(PLANE, "heun", 6, rows=512)
     assert best.error.gain > 1.5
     assert "RMS error at the end, held out" in str(best)
     assert f"{best.error.gain:.2f}x" in str(best)
