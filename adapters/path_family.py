@@ -67,6 +67,7 @@ class PathFamily(Family):
         view: what the network, or what `precondition` makes of it, returns.
         time: what the network is told; see `interp.Interpolant.ode`.
         precondition: options of `interp.precondition`; None leaves the network alone.
+        outputs: how many tensors of x's shape the network gives, along the first axis of a point.
         common: see `Common`; what is missing is the family's ``defaults``, then that of
             `interp.losses.Regression`.
 
@@ -74,6 +75,7 @@ class PathFamily(Family):
         defaults: of the options in `Common`, by family.
         sampler: the options of `interp.solve` by which the family samples where nothing is asked.
         diffusion: the noise of its SDE, for methods that integrate SDEs; None where it must be told.
+        dequantises: whether training spreads grey levels over their width.
 
     Raises:
         UnknownName: a kind of network, a weight, law or coupling that does not exist.
@@ -90,6 +92,7 @@ class PathFamily(Family):
     defaults: ClassVar[Common] = {}
     sampler: ClassVar[Mapping[str, Any]] = {"method": "heun", "steps": 32}
     diffusion: ClassVar[float | str | None] = None
+    dequantises: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class PathFamily(Family):
         view: str = "velocity",
         time: str | tuple[str, int] = "t",
         precondition: Mapping[str, Any] | None = None,
+        outputs: int = 1,
         **common: Unpack[Common],
     ) -> None:
         options: dict[str, Any] = {**_COMMON, **self.defaults, **common}
@@ -122,7 +126,7 @@ class PathFamily(Family):
                 "Build it with gaussian_base=True."
             )
         shape = checked_shape(shape)  # before a network is made for it
-        made, kind = networks.resolve(network, shape, classes, width)
+        made, kind = networks.resolve(network, shape, classes, width, outputs)
         config = {
             "network": kind, **own, "classes": classes, "width": width,
             "label_dropout": options["label_dropout"], "levels": levels,
@@ -153,20 +157,26 @@ class PathFamily(Family):
         """The mean of w(t) |model(t, I_t, label) - target|^2 over rows and elements."""
         x1, label = split(batch, self.shape)
         x0 = batch.get("x0") if isinstance(batch, Mapping) else None
-        if self.levels is not None:
+        if self.levels is not None and self.dequantises:
             x1 = dequantise(x1, self.levels, generator)
         cond = {} if self.classes is None else self._cond(label, x1)
 
-        def model(t: Tensor, x: Tensor, label: Tensor | None = None) -> Any:
-            if label is None or self.classes is None:
-                return self.model(t, x)
-            hidden = torch.rand(len(x), generator=generator, device=x.device) < self.label_dropout
-            return self.model(t, x, label=label.masked_fill(hidden, self.classes))
-
+        model = self.hiding(self.model, generator)
         loss: Tensor = self.regression(
             model, x1, x0, cond=cond, generator=generator, paired=x0 is not None
         )
         return loss
+
+    def hiding(self, model: Callable[..., Any], generator: Generator | None) -> Callable[..., Any]:
+        """``model`` as training calls it: some of the labels hidden."""
+
+        def hidden(t: Tensor, x: Tensor, label: Tensor | None = None) -> Any:
+            if label is None or self.classes is None:
+                return model(t, x)
+            some = torch.rand(len(x), generator=generator, device=x.device) < self.label_dropout
+            return model(t, x, label=label.masked_fill(some, self.classes))
+
+        return hidden
 
     def sample(
         self,

@@ -211,6 +211,34 @@ class LogNormal(Uniform):
         return _bell(z) * rate / (2.0 * self.std)
 
 
+@dataclass(frozen=True)
+class Nodes(Uniform):
+    """The nodes t = 1 - (k + 1) / n of a path's table, k uniform in 0 ... n - 1: what DDPM draws.
+
+    Args:
+        path: with a table; its size is n.
+        stratified: as for the other laws.
+
+    Raises:
+        OptionError: a path without a table.
+    """
+
+    path: Interpolant = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path.table is None:
+            raise OptionError(
+                f"{self.path!r} has no table, whose nodes could be drawn. Make it with from_betas, or "
+                'draw "uniform" times.'
+            )
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The node of the cell that holds u."""
+        n = self.path.table or 1
+        return torch.clamp((u * n).floor(), max=n - 1) / n
+
+
 class Importance(nn.Module):
     """Times where the loss is large, from a histogram of what was seen: lower variance, no bias.
 
@@ -302,6 +330,7 @@ _BUILDERS: dict[str, Callable[..., Times]] = {
     "importance": Importance,
     "log_normal": LogNormal,
     "logit_normal": LogitNormal,
+    "nodes": Nodes,
     "stratified": lambda: Uniform(stratified=True),
     "uniform": Uniform,
 }

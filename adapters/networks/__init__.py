@@ -29,6 +29,7 @@ def resolve(
     shape: Sequence[int],
     classes: int | None = None,
     width: int | None = None,
+    outputs: int = 1,
 ) -> tuple[nn.Module, str]:
     """The network that a family was given or is to make, and the name it has in a config.
 
@@ -37,6 +38,7 @@ def resolve(
         shape: of one data point.
         classes: the number of labels, or None.
         width: of a network made here; None is the kind's own default.
+        outputs: how many tensors of x's shape a network made here gives, along its first axis.
 
     Raises:
         UnknownName: a kind that does not exist.
@@ -54,4 +56,4 @@ def resolve(
     if kind not in _KINDS:
         raise UnknownName.of("network", kind, _KINDS)
     options: dict[str, Any] = {} if width is None else {"width": width}
-    return _KINDS[kind](shape, classes=classes, **options), kind
+    return _KINDS[kind](shape, classes=classes, outputs=outputs, **options), kind

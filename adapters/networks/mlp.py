@@ -18,26 +18,33 @@ class MLP(nn.Module):
         width: of the hidden layers.
         depth: the number of blocks.
         classes: the number of labels, or None.
+        outputs: how many tensors of x's shape come out, along the first axis of a point.
     """
 
     def __init__(
-        self, shape: Sequence[int], width: int = 256, depth: int = 3, classes: int | None = None
+        self,
+        shape: Sequence[int],
+        width: int = 256,
+        depth: int = 3,
+        classes: int | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
+        self.shape = (outputs * shape[0], *shape[1:])
         self.conditioning = Conditioning(width, classes)
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.last = zero(nn.Linear(width, size))
+        self.last = zero(nn.Linear(width, outputs * size))
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """A tensor of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
+        """``outputs`` tensors of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
         e = nn.functional.silu(self.conditioning(t, label))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, e)
         out: Tensor = self.last(nn.functional.silu(h))
-        return out.reshape(x.shape)
+        return out.reshape(x.shape[0], *self.shape)
 
 
 class _Block(nn.Module):

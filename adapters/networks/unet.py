@@ -29,6 +29,7 @@ class UNet(nn.Module):
             most twice.
         depth: residual blocks at each resolution, on the way down and on the way up.
         classes: the number of labels, or None.
+        outputs: how many images come out, along the channels.
 
     Raises:
         OptionError: a shape that is not an image's, or sides that cannot be halved as often.
@@ -41,6 +42,7 @@ class UNet(nn.Module):
         multipliers: Sequence[int] | None = None,
         depth: int = 1,
         classes: int | None = None,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         multipliers = _checked(shape, multipliers)
@@ -72,10 +74,10 @@ class UNet(nn.Module):
             if level:
                 self.up.append(_Up(channels))
         self.norm = _group_norm(channels)
-        self.last = zero(nn.Conv2d(channels, shape[0], 3, padding=1))
+        self.last = zero(nn.Conv2d(channels, outputs * shape[0], 3, padding=1))
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """A tensor of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
+        """``outputs`` tensors of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
         e = silu(self.conditioning(t, label))
         h = self.first(x)
         skips = [h]

@@ -18,7 +18,16 @@ from interp import schedules
 from interp.errors import OptionError, UnknownName
 
 M, S = 0.4, 0.5
-FAMILIES = ("edm", "flow_matching", "rectified_flow", "sub_vp_sde", "ve_sde", "vp_sde")
+FAMILIES = (
+    "ddim",
+    "ddpm",
+    "edm",
+    "flow_matching",
+    "rectified_flow",
+    "sub_vp_sde",
+    "ve_sde",
+    "vp_sde",
+)
 TARGET = interp.exact.Gaussian(torch.full((2,), M, dtype=torch.float64), S * S)
 
 
@@ -42,6 +51,14 @@ class Exact(nn.Module):
     def _vp_sde(self, u, x):
         b = torch.exp(-(u**2) * 19.9 / 4 - u * 0.1 / 2)
         return (x - b * M) * (1 - b**2).sqrt() / (b**2 * S**2 + 1 - b**2)
+
+    def _ddpm(self, u, x):
+        k = (u * 1000).round().long() - 1
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        abar = torch.cat([(1 - betas).cumprod(0), torch.ones(1, dtype=torch.float64)])[k]
+        return (x - abar.sqrt() * M) * (1 - abar).sqrt() / (abar * S**2 + 1 - abar)
+
+    _ddim = _ddpm
 
     def _sub_vp_sde(self, u, x):
         b = torch.exp(-(u**2) * 19.9 / 4 - u * 0.1 / 2)
