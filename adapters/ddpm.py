@@ -29,6 +29,9 @@ from .protocol import Batch, Losses
 VARIANCES = ("fixedsmall", "fixedlarge", "learned")
 OBJECTIVES = ("simple", "vlb", "hybrid")
 
+#: What `solve` calls them; a run by it with a learned variance takes the smaller fixed one.
+_SIZES = {"fixedsmall": "small", "fixedlarge": "large", "learned": "small"}
+
 
 class DDPM(PathFamily):
     """Minimise E |network(k, x_k) - n|^2 over k uniform (L_simple), the variational bound, or both.
@@ -105,8 +108,7 @@ class DDPM(PathFamily):
     def sampler(self) -> Mapping[str, Any]:  # type: ignore[override]
         """Every index of the table, from T - 1 to 0."""
         every = ("timesteps", list(range(self.steps - 1, -1, -1)))
-        fixed = "fixedsmall" if self.variance == "learned" else self.variance
-        return {"method": "ddpm", "grid": every, "variance": fixed}
+        return {"method": "ddpm", "grid": every, "variance": _SIZES[self.variance]}
 
     @property
     def model(self) -> Any:

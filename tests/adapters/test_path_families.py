@@ -53,10 +53,8 @@ class Exact(nn.Module):
         return (x - b * M) * (1 - b**2).sqrt() / (b**2 * S**2 + 1 - b**2)
 
     def _ddpm(self, u, x):
-        k = (u * 1000).round().long() - 1
-        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        abar = torch.cat([(1 - betas).cumprod(0), torch.ones(1, dtype=torch.float64)])[k]
-        return (x - abar.sqrt() * M) * (1 - abar).sqrt() / (abar * S**2 + 1 - abar)
+        k = schedules.from_betas("linear").coefficients(1 - u)  # smooth, also between the indices
+        return (x - k.beta * M) * k.sigma / (k.beta**2 * S**2 + k.sigma**2)
 
     _ddim = _ddpm
 
@@ -77,6 +75,11 @@ class Exact(nn.Module):
         return (denoised - c_skip * x) / c_out
 
 
+def tolerance(name):
+    """Of an adaptive solver; a table's curve has a kink at each of its thousand nodes."""
+    return 1e-6 if name in ("ddim", "ddpm") else 1e-9
+
+
 def exact(name):
     return adapters.create(name, (2,), Exact(name)).double()
 
@@ -90,10 +93,12 @@ def test_the_flow_is_the_closed_form(name):
     ratio = ((k1.beta**2 * S**2 + k1.sigma**2) / (k0.beta**2 * S**2 + k0.sigma**2)).sqrt()
     wanted = k1.beta * M + ratio * (z - k0.beta * M)
     # denoise=False: the state at t = 1, before the step to clean data that VE and EDM end with.
-    found = family.reverse(z, rtol=1e-9, atol=1e-9, denoise=False)
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
-    back = family.forward(found, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(back, z, rtol=1e-5, atol=1e-5)
+    tol = tolerance(name)
+    found = family.reverse(z, rtol=tol, atol=tol, denoise=False)
+    # The local errors of some hundred steps, and backwards grown by the flow's slope of at most 2.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=300 * tol)
+    back = family.forward(found, rtol=tol, atol=tol)
+    torch.testing.assert_close(back, z, rtol=1000 * tol, atol=1000 * tol)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -104,8 +109,9 @@ def test_the_density_is_that_of_the_flow_from_the_base(name):
     ratio = ((k1.beta**2 * S**2 + k1.sigma**2) / (k0.beta**2 * S**2 + k0.sigma**2)).sqrt()
     x = TARGET.sample(5, seed=0, dtype=torch.float64)
     law = torch.distributions.Normal(k1.beta * M - ratio * k0.beta * M, ratio * k0.sigma)
-    found = family.log_prob(x, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(found, law.log_prob(x).sum(1), rtol=0, atol=1e-5)
+    tol = tolerance(name)
+    found = family.log_prob(x, rtol=tol, atol=tol)
+    torch.testing.assert_close(found, law.log_prob(x).sum(1), rtol=0, atol=1000 * tol)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
