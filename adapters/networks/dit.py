@@ -28,6 +28,7 @@ class DiT(nn.Module):
         heads: of the attention.
         patch: the side of a patch, which divides the image's sides.
         classes: the number of labels, or None.
+        outputs: how many images come out, along the channels.
 
     Raises:
         OptionError: a shape that is not an image's, or sides or widths that do not divide.
@@ -37,7 +38,7 @@ class DiT(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], width: int = 64, depth: int = 2, heads: int = 4, patch: int = 2,
-        classes: int | None = None,
+        classes: int | None = None, outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         if len(shape) != 3 or any(side % patch for side in shape[1:]) or width % (4 * heads):
@@ -53,10 +54,10 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulate = zero(nn.Linear(width, 2 * width))
-        self.last = zero(nn.Linear(width, shape[0] * patch**2))
+        self.last = zero(nn.Linear(width, outputs * shape[0] * patch**2))
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """A tensor of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
+        """``outputs`` tensors of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
         e = silu(self.conditioning(t, label))
         p = self.patch
         tokens = rearrange(x, "n c (y p) (x q) -> n (y x) (c p q)", p=p, q=p)
@@ -65,9 +66,7 @@ class DiT(nn.Module):
             h = block(h, e)
         shift, scale = self.modulate(e)[:, None].chunk(2, dim=-1)
         out: Tensor = self.last(_modulated(self.norm(h), shift, scale))
-        return rearrange(
-            out, "n (y x) (c p q) -> n c (y p) (x q)", y=self.grid[0], p=p, q=p, c=x.shape[1]
-        )
+        return rearrange(out, "n (y x) (c p q) -> n c (y p) (x q)", y=self.grid[0], p=p, q=p)
 
 
 class DiTBlock(nn.Module):
