@@ -208,6 +208,15 @@ fn check(values: &[Value], steps: &[Step], result: &View) -> Result<(), String> 
     Ok(())
 }
 
+/// Whether a step takes a function of a whole value that nobody needs afterwards.
+fn in_place(values: &[Value], step: &Step, over: bool) -> bool {
+    let view = &step.operands[0];
+    let (value, out) = (&values[view.value], &values[step.out.value]);
+    let whole = view.count() == value.len && value.len == out.len;
+    let function = matches!(step.kernel, Kernel::Function(_));
+    function && over && whole && value.place == Place::Rows && out.place == Place::Rows
+}
+
 /// Give the values of rows memories to share: one is free again when nobody reads its value any
 /// more. Returns what kinds there are, and how many elements of a row they hold together.
 fn share_memory(
@@ -228,6 +237,9 @@ fn share_memory(
             let fits = |&slot: &usize| kinds[slot] == value.precision;
             // The last one freed is the likeliest to be in the cache still.
             let slot = match free.iter().rposition(fits) {
+                _ if in_place(values, step, last[step.operands[0].value] == i) => {
+                    slots[step.operands[0].value]
+                }
                 Some(at) => free.remove(at),
                 None => {
                     kinds.push(value.precision);
@@ -242,7 +254,11 @@ fn share_memory(
         done.push(step.out.value);
         done.sort_unstable();
         done.dedup();
-        let done = done.into_iter().filter(|&v| values[v].place == Place::Rows && last[v] == i);
+        let (own, out) = (slots[step.out.value], step.out.value);
+        let done = done.into_iter().filter(|&v| {
+            let over = values[v].place == Place::Rows && last[v] == i;
+            over && (v == out || slots[v] != own)
+        });
         free.extend(done.map(|v| slots[v]));
     }
     (kinds, sizes.iter().sum())
@@ -388,7 +404,7 @@ impl<'a> Here<'a> {
     fn step(&mut self, i: usize, step: &Step, memory: &mut Memory) -> Result<(), String> {
         let slot = self.program.slots[step.out.value];
         let precision = self.program.values[step.out.value].precision;
-        // Out of its place while it is written: nothing that is read can be the same memory.
+        // Out of its place while it is written: nothing else that is read can be the same memory.
         let mut out = std::mem::replace(&mut memory.kept[slot], Kept::of(precision));
         let done = match precision {
             Precision::Single => self.typed::<f32>(i, step, &mut out, memory),
@@ -408,6 +424,13 @@ impl<'a> Here<'a> {
         let len = self.program.values[step.out.value].len;
         let Some(out) = T::kept(out) else { return Err("a value of two precisions".into()) };
         out.resize(len * self.rows, T::ZERO);
+        if let Kernel::Function(function) = &step.kernel
+            && self.program.values[step.operands[0].value].place == Place::Rows
+            && self.program.slots[step.operands[0].value] == self.program.slots[step.out.value]
+        {
+            function.apply(out);
+            return Ok(());
+        }
         let both = [Kept::of(Precision::Single), Kept::of(Precision::Double)];
         let mut scratch = memory.scratch.take().unwrap_or(both);
         let mut operands = [self.operand(&step.operands[0], memory); 3];
