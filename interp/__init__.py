@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         errors,
         exact,
         grids,
+        hooks,
         losses,
         native,
         noise,
@@ -65,8 +66,8 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "grids", "losses", "native", "noise",
-    "plot",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "hooks", "losses", "native",
+    "noise", "plot",
     "schedules", "testing", "times", "tuning",
 )  # fmt: skip
 
@@ -74,8 +75,8 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "Energy", "Event", "solve", "methods",
     "log_prob",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
-    "native", "best_schedule", "tuning", "exact", "grids", "losses", "times", "train", "equivalence",
-    "plot", "noise", "errors",
+    "native", "best_schedule", "tuning", "exact", "grids", "hooks", "losses", "times", "train",
+    "equivalence", "plot", "noise", "errors",
 ]  # fmt: skip
 
 

@@ -91,8 +91,10 @@ def solve(
             path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
             first_step, max_steps, controller ("i", "pi", "pid" or coefficients (p, i, d)) and norm
             ("rms", "max", "rows") of adaptive methods, see `interp.solvers.control`; span and depth
-            of the noise; step_size, save_every, adapt (steps that look for a step size first),
-            friction (underdamped), leapfrog (hmc) and levels (annealed) of chains.
+            of the noise; data_hook(t, D) -> D of semi-linear samplers, which put every data estimate
+            through it and so change the marginals, see `interp.hooks`; step_size, save_every, adapt
+            (steps that look for a step size first), friction (underdamped), leapfrog (hmc) and levels
+            (annealed) of chains.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.

@@ -117,6 +117,7 @@ def _runge_kutta(name: str, tableau: Tableau, peer: str | None = None) -> Method
 
 def _sampler(name: str, order: int, sampler: Sampler, *options: str, noisy: bool = False) -> Method:
     terms = ("path.ode", "path.sde") if noisy else ("path.ode",)
+    options = ("data_hook", *options)
     return Method(name, "path", order, False, terms, semi_linear(sampler), options=options)
 
 

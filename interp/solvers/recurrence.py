@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import views
-from ..arguments import host, whole
+from ..arguments import host, like, whole
 from ..errors import InterpError, OptionError, Unsupported
+from ..hooks import Hook
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import SDE, PathODE, PathSDE
-from ..terms.model import Affine, bound, needs_exact_time, readings, told
+from ..terms.model import Affine, PathTerm, bound, needs_exact_time, readings, told
 from . import ending, grids, rust_backend, torch_backend
 from .exponential import Levels
 from .plan import Engine, Plan, Request, native, pose
@@ -58,13 +59,14 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
         if ending.wanted(term, request.ends, request.options):
             levels = levels.then_clean()
         moves = sampler(levels, request.options)
-        programme = programme_for(term, moves, times[0], request.saves)
+        asked = hooked(term, request.options.get("data_hook"), levels)
+        programme = programme_for(asked, moves, times[0], request.saves)
         problem = pose(
-            x, x, request.saves, bound(term.model, request.cond), needs_exact_time(term.model),
+            x, x, request.saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
             request.backend,
         )  # fmt: skip
         problem.observer = observer
-        itself = Affine(term.model, lambda stamps: readings(host(stamps), 1.0, 1.0, 0.0))
+        itself = Affine(asked.model, lambda stamps: readings(host(stamps), 1.0, 1.0, 0.0))
         problem.native = native(term, x, request, itself)
         made = run_of(programme, problem, request, term, x)
         made.cleans = True
@@ -93,9 +95,37 @@ def check_term(term: PathODE | PathSDE, request: Request) -> None:
         )
 
 
-def programme_for(
-    term: PathODE | PathSDE, moves: list[Move], start: float, saves: list[float]
-) -> Programme:
+class _Hooked:
+    """A term's data estimate behind a hook, as a model of the data that is told t."""
+
+    view, exact_time = "data", True
+
+    def __init__(self, term: PathTerm, hook: Hook) -> None:
+        self.term, self.hook = term, hook
+
+    def __call__(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
+        data = self.term.as_view("data", t, x, cond)
+        return like(self.hook(t, data), data, "data_hook")
+
+
+def hooked(term: PathTerm, hook: Hook | None, levels: Levels) -> PathTerm:
+    """The term with ``hook`` on its data estimate, from which a noise estimate follows; or as it is."""
+    if hook is None:
+        return term
+    if not callable(hook):
+        raise OptionError(
+            f"data_hook is a {type(hook).__name__}, not a function. Give data_hook(t, data), e.g. "
+            "interp.hooks.clip(-1, 1)."
+        )
+    if (levels.sigma[:-1] == 0).any():
+        raise OptionError(
+            f"the run begins at clean data, t = {levels.t[0]:g}, where x is its own data estimate and "
+            "there is nothing to hook. Begin where sigma is not 0, or leave out data_hook."
+        )
+    return PathTerm(term.path, _Hooked(term, hook), "data", "t")
+
+
+def programme_for(term: PathTerm, moves: list[Move], start: float, saves: list[float]) -> Programme:
     """The moves compiled for a model of the term's view, told what it wants to be told."""
 
     def stamps(times: list[float]) -> list[float]:

@@ -181,3 +181,37 @@ def test_the_samples_are_theirs(method, options, cls, config, noise, steps, doub
             path.ode(model), start, (grid[0], grid[-1]), method, grid=grid, **options
         )
         assert float((run.x - wanted).abs().max()) < bound
+
+
+HOOKED = [
+    ("ddim", "DDIMScheduler", {"clip_sample_range": 0.5}, interp.hooks.clip(-0.5, 0.5)),
+    (
+        "ddim", "DDIMScheduler",
+        {**NO_CLIP, "thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1e6},
+        interp.hooks.threshold(0.7),
+    ),
+    (
+        "dpm++2m", "DPMSolverMultistepScheduler",
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1e6},
+        interp.hooks.threshold(0.7),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "cls", "config", "hook"), HOOKED)
+def test_hooks_are_theirs(method, cls, config, hook):
+    """The clipped estimate and the noise that belongs to it, at each step; float32 loops, as above."""
+    kind = getattr(diffusers, cls)
+    whole = {"use_clipped_model_output": True} if method == "ddim" else {}
+    base = torch.linspace(-1.5, 1.5, 6).reshape(2, 1, 3)  # their thresholding takes no (rows, n)
+    wanted = theirs(in_double(kind(**config)), 20, base, **whole)
+    scheduler = kind(**config)
+    ours = interp.InterpScheduler(scheduler, method=method)
+    ours.set_timesteps(20)
+    path, model = interp.from_diffusers(network, scheduler)
+    grid = ours._grid
+    term, ends = path.ode(model), (grid[0], grid[-1])
+    run = interp.solve(term, base, ends, method, grid=grid, data_hook=hook)
+    assert float((run.x - wanted).abs().max()) < 1e-5
+    free = interp.solve(term, base, ends, method, grid=grid)
+    assert float((free.x - wanted).abs().max()) > 0.1
