@@ -111,6 +111,11 @@ def programme(
             f"{method} solves for its stages, and asks the model as often as that takes, which a "
             "scheduler's loop cannot. Use interp.solve, or an explicit method."
         )
+    if "data_hook" in options:
+        raise Unsupported(
+            "a scheduler's programme is linear in the model's answers, and data_hook is not. Say "
+            "clip_sample or thresholding in the scheduler's configuration, which are kept."
+        )
     order = _order(path, view, method, grid, options)
     width = max(order * len(grid) + 2, 64)  # the start, all outputs, and one or two at the end
     found, drawn = _run(path, view, method, grid, options, width, basis=True)
@@ -139,7 +144,7 @@ def _order(
     """How often a step asks the model: what one more step at the beginning of a short run adds."""
     short, shorter = (
         len(_run(path, view, method, grid[-n:], options, 64, basis=False)[0].times) if n > 1 else 0
-        for n in (min(len(grid), 4), min(len(grid), 4) - 1)
+        for n in (min(len(grid), 6), min(len(grid), 6) - 1)
     )
     return short - shorter
 

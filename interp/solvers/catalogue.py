@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from ..errors import UnknownName
 from ..terms import PathODE, PathSDE, Term
 from . import edm, multistep, singlestep, tableaus
+from .adams_bashforth import adams_bashforth
 from .ancestral import ddim, ddpm
 from .dop853 import DOP853
 from .esdirk import KENCARP4, KVAERNO3
@@ -157,6 +158,7 @@ METHODS: dict[str, Method] = {
         _runge_kutta("dopri5", tableaus.DOPRI5, "dopri5"),
         _runge_kutta("tsit5", tableaus.TSIT5),
         _runge_kutta("dop853", DOP853),
+        *(Method(f"ab{p}", "ode", p, False, ("ODE",), adams_bashforth) for p in (2, 3, 4)),
         _runge_kutta("kvaerno3", KVAERNO3),
         _runge_kutta("kencarp4", KENCARP4),
         Method(

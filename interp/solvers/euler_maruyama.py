@@ -11,7 +11,7 @@ from ..terms import SDE, Field, PathSDE, Steps
 from .plan import Plan, Request, native, pose
 from .problem import Observer, Problem
 from .programme import Programme, Stage, saving
-from .recurrence import run_of, times_of
+from .recurrence import run_of
 
 
 def euler_maruyama(
@@ -19,7 +19,7 @@ def euler_maruyama(
     diffusion: Field | None = None,
 ) -> Plan:  # fmt: skip
     """The run of x_r = a x + b f(t, x) + s (W(r) - W(t))."""
-    grid = times_of(request)
+    grid = request.times
     field = term.drift_field(request.cond)
     problem = pose(x, x, request.saves, field, term.exact_time, request.backend)
     problem.observer = observer

@@ -93,6 +93,13 @@ class Request:
     gradient: str | None = None
     per_row: bool = False
 
+    @property
+    def times(self) -> list[float]:
+        """The grid of the run, which a programme has to have."""
+        if self.grid is None:
+            raise OptionError(f"{self.method.name} takes the steps it is given. Give steps=N.")
+        return self.grid
+
     def adaptive(self, ends: tuple[float, float]) -> Adaptive:
         """Ends and tolerances of an adaptive run."""
         first, most = self.options.get("first_step"), self.options.get("max_steps", 100_000)

@@ -158,8 +158,13 @@ def saving(programme: Programme, saves: Sequence[float]) -> Programme:
         elif t == programme.start:
             programme.saves += 1
         else:
-            raise OptionError(
-                f"save_at holds t = {t!r}, between two steps, where this method has no state. Give "
-                "times of the grid, or a grid= that holds them."
-            )
+            raise between_steps(t)
     return programme
+
+
+def between_steps(t: float) -> OptionError:
+    """The refusal of an output time."""
+    return OptionError(
+        f"save_at holds t = {t!r}, between two steps, where this method has no state. Give times of the "
+        "grid, or a grid= that holds them."
+    )

@@ -25,13 +25,6 @@ Sampler = Callable[[Levels, Mapping[str, Any]], list[Move]]
 """sampler(levels, options): the moves over a grid whose levels are given."""
 
 
-def times_of(request: Request) -> list[float]:
-    """The grid of the run, which a programme has to have."""
-    if request.grid is None:
-        raise OptionError(f"{request.method.name} takes the steps it is given. Give steps=N.")
-    return request.grid
-
-
 def run_of(
     programme: Programme,
     problem: Problem,
@@ -40,7 +33,7 @@ def run_of(
     x: Tensor,
 ) -> Plan:
     """The plan that runs a programme in the caller's own time and state."""
-    noise = noise_key(term, x, times_of(request), request) if programme.noisy else None
+    noise = noise_key(term, x, request.times, request) if programme.noisy else None
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).recurrence
     start, stop = request.ends
     arguments, saves, asked = (programme, noise), request.saves, request.asked
@@ -54,7 +47,7 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
         term: PathODE | PathSDE, x: Tensor, request: Request, observer: Observer | None
     ) -> Plan:
         check_term(term, request)
-        times = times_of(request)
+        times = request.times
         levels = Levels.of(term.path, times)
         if ending.wanted(term, request.ends, request.options):
             levels = levels.then_clean()

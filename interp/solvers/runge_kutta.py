@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..arguments import host, spread
-from ..terms import ODE, Field, PathODE
+from ..terms import ODE, Coordinates, Field, PathODE
 from . import rust_backend, torch_backend, torchdiffeq_backend
 from .plan import Engine, Plan, Request, clock, clock_reader, cut, native, pose
-from .problem import Observer
+from .problem import Observer, Problem
 
 _ROWS: dict[str, Engine] = {
     "rust": rust_backend.runge_kutta_rows,
@@ -23,11 +24,47 @@ _ENGINES: dict[str, Engine] = {
 }
 
 
-def runge_kutta(
-    term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None
-) -> Plan:
-    """The run of a Runge-Kutta method; a view of the data ends with a first-order step."""
-    at, grid, (start, stop), last = term.coordinates, request.grid, request.ends, None
+@dataclass(frozen=True)
+class Laid:
+    """A run in the coordinates of its term.
+
+    Attributes:
+        problem: what is to be run.
+        request: what was asked.
+        coordinates: those of the run; None for (x, t) itself.
+        start, stop: its ends in the caller's clock.
+        ends, taus: its ends and its grid, if any, in its own.
+        last: the end of a further first-order step, where the term needs one.
+    """
+
+    problem: Problem
+    request: Request
+    coordinates: Coordinates | None
+    start: float
+    stop: float
+    ends: tuple[float, float]
+    taus: list[float] | None
+    last: float | None
+
+    def plan(self, engine: Engine, arguments: tuple[Any, ...], observer: Observer | None) -> Plan:
+        """The plan that runs it on an engine."""
+        saves, asked = self.request.saves, self.request.asked
+        at, start, stop, last = self.coordinates, self.start, self.stop, self.last
+        made = Plan(engine, arguments, self.problem, saves, asked, at, start, stop, last)
+        if observer is not None:
+            self.problem.observer = _told(observer, made)
+        return made
+
+
+def laid_out(
+    term: ODE | PathODE, x: Tensor, request: Request, seen: ODE | PathODE | None = None
+) -> Laid:
+    """A run where the term's view is regular; a view of the data ends with a first-order step.
+
+    ``seen``: the same flow by another view, in whose coordinates the run is to be.
+    """
+    seen = term if seen is None else seen
+    at, grid, (start, stop), last = seen.coordinates, request.grid, request.ends, None
     if isinstance(term, PathODE) and term.view == "data" and term.clean(stop):
         last = stop
         if grid is not None:
@@ -42,17 +79,25 @@ def runge_kutta(
     if at is not None:
         y = spread(1 / at.scale(host(start)), x) * x
     marks = [tau[s] for s in saves]
-    slope = term.slope(request.cond)
+    slope = seen.slope(request.cond)
     if request.per_row:
         slope = _at_every_row(slope)
     detached = request.gradient is None and request.backend
-    problem = pose(x, y, marks, slope, term.exact_time, detached or "torch")
-    problem.native = None if request.per_row else native(term, x, request)
+    problem = pose(x, y, marks, slope, seen.exact_time, detached or "torch")
+    problem.native = None if request.per_row else native(seen, x, request)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
         problem.times = clock_reader(at)
-    goal = request.adaptive((tau[start], tau[stop])) if taus is None else None
-    method = request.method
+    return Laid(problem, request, at, start, stop, (tau[start], tau[stop]), taus, last)
+
+
+def runge_kutta(
+    term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None
+) -> Plan:
+    """The run of a Runge-Kutta method."""
+    laid, method = laid_out(term, x, request), request.method
+    problem, taus = laid.problem, laid.taus
+    goal = request.adaptive(laid.ends) if taus is None else None
     engine: Engine = torch_backend.esdirk if method.implicit else _ENGINES[request.backend]
     head: Any = method.peer if request.backend == "torchdiffeq" else method.numbers
     arguments: tuple[Any, ...] = (head, taus, goal)
@@ -60,10 +105,7 @@ def runge_kutta(
         engine, arguments = _ROWS[request.backend], (head, goal)
         problem.cut = lambda rows: term.slope(cut(request.cond, rows, len(x)))
         problem.xs.fill_(float("nan"))  # where a row ends early
-    made = Plan(engine, arguments, problem, request.saves, request.asked, at, start, stop, last)
-    if observer is not None:
-        problem.observer = _told(observer, made)
-    return made
+    return laid.plan(engine, arguments, observer)
 
 
 def _told(observer: Observer, made: Plan) -> Observer:

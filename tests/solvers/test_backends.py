@@ -15,7 +15,7 @@ import interp
 from interp.solvers.catalogue import METHODS
 
 F32, F64 = torch.float32, torch.float64
-ODES = [m.name for m in interp.methods("ode") if "rust" in m.backends]
+ODES = [m.name for m in interp.methods("ode") if m.tableau and "rust" in m.backends]
 PEERS = [m.name for m in interp.methods("ode") if m.peer and not m.adaptive]
 
 

@@ -12,7 +12,7 @@ import interp
 from interp.solvers.catalogue import METHODS
 
 F64 = torch.float64
-ODES = [m.name for m in interp.methods("ode") if "rust" in m.backends]
+ODES = [m.name for m in interp.methods("ode") if m.tableau and "rust" in m.backends]
 
 
 def field(t: Tensor, x: Tensor) -> Tensor:

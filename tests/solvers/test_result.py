@@ -15,7 +15,7 @@ from interp.solvers import StepState
 from interp.solvers.catalogue import METHODS
 
 F64 = torch.float64
-ODES = [m.name for m in interp.methods("ode") if "rust" in m.backends]
+ODES = [m.name for m in interp.methods("ode") if m.tableau and "rust" in m.backends]
 BACKENDS = ["rust", "torch", "torchdiffeq"]
 LAW = interp.exact.Gaussian(0.5, 0.3)
 
