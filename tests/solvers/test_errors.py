@@ -170,10 +170,6 @@ def test_refused(
 
 MODEL: dict[str, tuple[Callable[[], object], type[InterpError], str, str]] = {
     "a view": (lambda: PATH.ode(field, view="velocty"), UnknownName, "'velocty'", "mean velocity"),
-    "no view": (lambda: PATH.ode(field, view=None), UnknownName, "None", "Known"),  # type: ignore[arg-type]
-    "no view of an sde": (
-        lambda: PATH.sde(field, view=None, diffusion=1.0), UnknownName, "None", "Known",  # type: ignore[arg-type]
-    ),
     "a pair": (
         lambda: PATH.sde(field, view=("velocity", "data"), diffusion=1.0), UnknownName,
         "velocity.*data", "mean|Known",
