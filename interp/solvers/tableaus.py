@@ -14,6 +14,7 @@ where a method has such weights d; the k_i may include stages that are evaluated
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -68,7 +69,7 @@ class Tableau:
         lower = [hat for hat in (self.b_hat, self.b_low) if hat]
         return tuple(less(self.b, hat) for hat in lower)
 
-    @property
+    @functools.cached_property
     def implicit(self) -> bool:
         """Whether a stage's slope is also on its right-hand side."""
         return any(len(row) > i for i, row in enumerate(self.a))
