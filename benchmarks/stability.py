@@ -137,6 +137,7 @@ class Exact:
             "base": noise,  # these paths have no latent
             "energy_gradient": affine(mp.mpf(1), mp.mpf(0)),
             "v_prediction": tuple(b * n - s * d for n, d in zip(noise, data, strict=True)),
+            "flow_prediction": tuple(n - d for n, d in zip(noise, data, strict=True)),
         }
 
     def points(self, z: Tensor) -> list[Any]:

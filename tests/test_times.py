@@ -33,10 +33,26 @@ def gauss(low: float, high: float, n: int = 400) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(low + half * (x + 1)), torch.from_numpy(w * half)
 
 
+EVERYWHERE = ("importance", "log_normal", "logit_normal", "stratified", "uniform")
+
+
+def test_the_nodes_of_a_table_are_drawn_evenly() -> None:
+    path = schedules.from_betas([0.1] * 10)
+    t = times.resolve("nodes", path).draw(20_000, generator=torch.Generator().manual_seed(0))
+    k = 10 * (1 - t) - 1
+    assert float((k - k.round()).abs().max()) < 1e-12
+    counts = torch.bincount(k.round().long(), minlength=10)
+    # 2000 each with a standard deviation of 42, of which five.
+    assert len(counts) == 10
+    assert float((counts - 2000).abs().max()) < 212
+    with pytest.raises(OptionError, match="no table"):
+        times.resolve("nodes", PATHS[0])
+
+
 def test_names_and_what_is_not_one() -> None:
-    assert times.names() == ("importance", "log_normal", "logit_normal", "stratified", "uniform")
+    assert times.names() == (*EVERYWHERE[:3], "nodes", *EVERYWHERE[3:])
     path = PATHS[0]
-    for name in times.names():
+    for name in EVERYWHERE:
         law = times.resolve(name, path)
         t = law.draw(5, generator=torch.Generator().manual_seed(0))
         weight = law.weight(t)
@@ -158,7 +174,7 @@ def test_stratified_times_are_uniform_each_and_vary_less_together() -> None:
 
 def test_all_of_it_comes_from_the_generator() -> None:
     state = torch.get_rng_state()
-    for name in times.names():
+    for name in EVERYWHERE:
         law = times.resolve(name, PATHS[1])
         draws = [law.draw(9, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
         assert torch.equal(draws[0], draws[1])

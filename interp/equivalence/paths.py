@@ -175,6 +175,8 @@ def _sampled(path: Interpolant, mean: float = 0.5, std: float = 0.5) -> tuple[fl
     """
     k0, k1 = (path.coefficients(t) for t in (0.0, 1.0))
     s0, s1 = ((k.beta**2 * std**2 + k.sigma**2).item() for k in (k0, k1))
+    if s0 == 0:  # the path begins as a point, and no flow leaves it
+        return math.nan, math.nan
     slope = math.sqrt(s1 / s0)
     at, wide = -slope * k0.beta.item() * mean, slope * k0.sigma.item()  # about beta_1 m
     if path.boundary.ends_clean:

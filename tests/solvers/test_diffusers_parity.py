@@ -140,8 +140,6 @@ ROWS = [
     row("dpm++2m", {}, "EDMDPMSolverMultistepScheduler", {}),
     row("dpm++2m", {}, "DPMSolverMultistepScheduler", {**FLOW, "flow_shift": 3.0}),
     row("dpm++2m", {"variant": "heun"}, "DPMSolverMultistepScheduler", {"solver_type": "heun"}),
-    row("dpm++3m", {"published": True}, "DPMSolverMultistepScheduler", {"solver_order": 3}),
-    row("dpm++2m_sde", {}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, seed=1),
     row("unipc", {}, "UniPCMultistepScheduler", {}),
     row("unipc", {"order": 3}, "UniPCMultistepScheduler", {"solver_order": 3}),
 ]  # fmt: skip
