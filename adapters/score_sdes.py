@@ -34,6 +34,7 @@ class VPSDE(PathFamily):
 
     name = "vp_sde"
     diffusion = "reverse"
+    schedule = staticmethod(schedules.variance_preserving)
 
     def __init__(
         self,
@@ -43,34 +44,16 @@ class VPSDE(PathFamily):
         beta_max: float = 20.0,
         **common: Unpack[Common],
     ) -> None:
-        path = schedules.variance_preserving(beta_min, beta_max)
+        path = self.schedule(beta_min, beta_max)
         own = {"beta_min": beta_min, "beta_max": beta_max}
         super().__init__(shape, network, path, own, view="noise", time="noise", **common)
 
 
-class SubVPSDE(PathFamily):
-    """The sub-VP SDE, whose variance is below that of VP at every time.
-
-    Args:
-        shape, network: as for every `PathFamily`; the network is told u and gives the noise.
-        beta_min, beta_max: B0 and B1, 0.1 and 20 in the paper.
-        common: see `adapters.path_family.Common`.
-    """
+class SubVPSDE(VPSDE):
+    """The sub-VP SDE, whose variance is below that of VP at every time; arguments as for `VPSDE`."""
 
     name = "sub_vp_sde"
-    diffusion = "reverse"
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        network: nn.Module | str | None = None,
-        beta_min: float = 0.1,
-        beta_max: float = 20.0,
-        **common: Unpack[Common],
-    ) -> None:
-        path = schedules.sub_variance_preserving(beta_min, beta_max)
-        own = {"beta_min": beta_min, "beta_max": beta_max}
-        super().__init__(shape, network, path, own, view="noise", time="noise", **common)
+    schedule = staticmethod(schedules.sub_variance_preserving)
 
 
 class VESDE(PathFamily):
