@@ -86,6 +86,10 @@ class Family(nn.Module):
         """The log density of each row of ``x``: (rows,), nats."""
         raise self._unsupported("log_prob")
 
+    def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """A latent of each ``x`` for another model to learn: `forward`, or a draw where it has many."""
+        return self.forward(x)
+
     def supports(self, verb: str) -> bool | str:
         """False, or how ``verb`` is done: "exact", "ode" or "bound".
 
@@ -131,6 +135,12 @@ class Family(nn.Module):
 
     def after_step(self, step: int, total: int) -> None:
         """Move what no optimizer moves: averages, codebooks. By default nothing."""
+
+    def after_stage(self, step: int, total: int) -> None:
+        """Prepare the next phase where ``step`` was the last of one. By default nothing.
+
+        The averaged weights have been put into the family, as at the end of a run.
+        """
 
     def stages(self) -> Sequence[str]:
         """The names of the phases of training, in order."""

@@ -72,11 +72,10 @@ class RectifiedFlow(PathFamily):
         phase = self.stages().index(self.stage(step, total))
         return super().optimizer(step - first[phase], max(1, first[phase + 1] - first[phase]))
 
-    def after_step(self, step: int, total: int) -> None:
-        """Where a phase ends, its flow becomes the one that makes the next one's pairs."""
-        if step + 1 < total and self.stage(step + 1, total) != self.stage(step, total):
-            self.teacher.load_state_dict(self.network.state_dict())
-            self.phase += 1
+    def after_stage(self, step: int, total: int) -> None:
+        """The flow of the phase that ended becomes the one that makes the next one's pairs."""
+        self.teacher.load_state_dict(self.network.state_dict())
+        self.phase += 1
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The loss of the phase; after the first the batch says only how many rows."""

@@ -122,6 +122,9 @@ class Family(Protocol):
     def after_step(self, step: int, total: int) -> None:
         """Move what no optimizer moves: averages, codebooks."""
 
+    def after_stage(self, step: int, total: int) -> None:
+        """``step`` was the last of a phase, other than the last: the weights are now their average."""
+
     def stages(self) -> Sequence[str]:
         """The names of the phases of training."""
 

@@ -61,6 +61,8 @@ def test_pictures_leave_the_users_pyplot_alone(tmp_path):
 
     before = matplotlib.get_backend()
     plot.loss_curve([(k, 1 / k) for k in range(1, 200)], tmp_path / "l.png")
+    named = {"critic": [(k, -1 / k) for k in range(1, 200)], "generator": [(5, 0.5), (10, 0.1)]}
+    plot.loss_curve(named, tmp_path / "n.png")
     plot.grid(torch.zeros(5, 2), tmp_path / "g.png")
     assert plt.get_fignums() == []
     assert matplotlib.get_backend() == before

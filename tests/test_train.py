@@ -449,3 +449,54 @@ def test_without_averaging_the_model_is_the_weights(tmp_path):
     for name, tensor in last.parts["model"].items():
         # a + (p - a) is p to one rounding.
         torch.testing.assert_close(model[name], tensor, atol=1e-7, rtol=1e-6)
+
+
+class Phases(Toy):
+    """Two phases, a number that the first moves and the second freezes, and one for the second."""
+
+    def __init__(self, shape, network=None):
+        super().__init__(shape)
+        self.v = nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def stages(self):
+        return ("first", "second")
+
+    def objectives(self, step, total):
+        from adapters.protocol import Objective, Optimizer
+
+        sgd = Optimizer(0.1, "SGD", clip=None)
+        first = self.stage(step, total) == "first"
+        self.w.requires_grad_(first)
+        name, p = ("first", self.w) if first else ("second", self.v)
+        yield Objective(name, [p], lambda batch: (p - 3).square(), sgd)
+
+    def after_stage(self, step, total):
+        self.seen.append((step, self.w.item()))
+
+
+def test_a_phase_ends_as_a_run_does_with_the_averaged_weights():
+    alone, both = Phases((4,)), Phases((4,))
+    alone.stages = lambda: ("first",)
+    wanted = interp.train(alone, DATA, 5, progress=False, ema=0.9).family.w.item()
+    interp.train(both, DATA, 10, progress=False, ema=0.9)
+    assert both.seen == [(4, wanted)]  # told once, at the last step of the first phase
+    assert both.w.item() == wanted  # frozen since: its average does not trail
+    assert both.v.item() > 0
+
+
+def test_statistics_of_normalisation_layers_are_averaged_and_other_buffers_are_not():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module.register_buffer("phase", torch.zeros(()))
+    average = Average(module, 0.5)
+    for step in range(1, 40):
+        module[1].running_mean.fill_(step)
+        module.phase.fill_(step)
+        average.update(step)
+    state = average.state()
+    # An average of decay 1/2 trails a ramp by decay / (1 - decay) = 1 step.
+    assert state["1.running_mean"].tolist() == pytest.approx([38, 38], abs=1e-3)
+    assert (state["phase"], state["1.num_batches_tracked"]) == (39, 0)
+    again = Average(module, 0.5)
+    again.load(average.weights)
+    assert torch.equal(again.state()["1.running_mean"], state["1.running_mean"])

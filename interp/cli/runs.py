@@ -74,7 +74,8 @@ class Train(Common):
         )  # fmt: skip
         loss = f", last loss {trained.losses[-1]:.4f}" if trained.losses else ""
         say(f"{trained.step} steps{loss}. The run is in {self.out}: see samples.png and loss.png.")
-        say(f"Next: interp sample {self.out} -n 16 --solver heun --steps 20 --out samples")
+        solver = " --solver heun --steps 20" if family.supports("sample") == "ode" else ""
+        say(f"Next: interp sample {self.out} -n 16{solver} --out samples")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,26 +20,41 @@ if TYPE_CHECKING:
 Rows = tuple[Tensor, Tensor]
 
 
-def loss_curve(losses: Sequence[tuple[int, float]], to: style.To) -> None:
+Curve = Sequence[tuple[int, float]]
+
+
+def loss_curve(losses: Curve | Mapping[str, Curve], to: style.To) -> None:
     """Write (step, loss) as a PNG: every step pale, its running mean in ink.
 
     Args:
-        losses: in the order of the steps.
+        losses: in the order of the steps; or a mapping of names to such curves, as an adversarial
+            family has them, which need not have the same steps.
         to: a path that ends in .png, .svg or .pdf, or a BytesIO.
     """
+    named = dict(losses) if isinstance(losses, Mapping) else {"loss": losses}
     figure, (axes,) = style.figure()
-    steps, values = [float(s) for s, _ in losses], [v for _, v in losses]
-    axes.plot(steps, values, color=style.PALE, linewidth=0.8)
-    window = max(1, len(values) // 50)
+    lines, windows = [], set()
+    for k, curve in enumerate(named.values()):
+        color = style.PALETTE[k % len(style.PALETTE)]
+        steps, values = [float(s) for s, _ in curve], [v for _, v in curve]
+        window = max(1, len(values) // 50)
+        pale = {"color": style.PALE} if len(named) == 1 else {"color": color, "alpha": 0.2}
+        (line,) = axes.plot(steps, values, linewidth=0.8, **pale)
+        if window > 1:
+            mean = torch.tensor(values).unfold(0, window, 1).mean(1)
+            middle = torch.tensor(steps).unfold(0, window, 1).mean(1)
+            (line,) = axes.plot(middle, mean, color=color, linewidth=1.8)
+            windows.add(window)
+        lines.append(line)
     title = "loss at each step"
-    if window > 1:
-        mean = torch.tensor(values).unfold(0, window, 1).mean(1)
-        middle = torch.tensor(steps).unfold(0, window, 1).mean(1)
-        axes.plot(middle, mean, color=style.BASE, linewidth=1.8)
-        title = f"loss at each step, and its mean over {window}"
-    if values and min(values) > 0 and max(values) / min(values) > 5:
+    if windows:
+        title += f", and its mean over {' or '.join(map(str, sorted(windows)))}"
+    everything = [v for curve in named.values() for _, v in curve]
+    if everything and min(everything) > 0 and max(everything) / min(everything) > 5:
         axes.set_yscale("log")
     style.name_axes(axes, x="step", title=title)
+    if len(named) > 1:
+        label_lines(axes, lines, list(named))
     style.finish(figure, to)
 
 

@@ -71,7 +71,7 @@ def likelihood(
     like, chunks = next(family.parameters()), []
     for first in range(0, len(x), batch_size):
         some = x[first : first + batch_size].to(like.device, like.dtype)
-        numbered = {"first_row": first, "seed": seed} if kind == "ode" else {}
+        numbered = {} if kind == "exact" else {"first_row": first, "seed": seed}
         chunks.append(family.log_prob(some, **numbered, **options).cpu().double())
     nats = torch.cat(chunks)
     error = nats.std().item() / math.sqrt(len(nats))

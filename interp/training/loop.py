@@ -156,7 +156,7 @@ def _steps(state: State, stream: Iterator[Batch], seed: int) -> Iterator[dict[st
             losses = state.advance(batch, generator(state.device, seed, "step", step))
             rows = len(batch if isinstance(batch, Tensor) else batch["x"])
             row: dict[str, Any] = {"step": state.step, "stage": stage, "loss": sum(losses.values())}
-            if len(losses) > 1:
+            if losses.keys() != {"loss"}:
                 row["losses"] = losses
             yield row | {"samples_per_s": round(rows / (time.perf_counter() - begun), 1)}
 

@@ -64,7 +64,10 @@ def draw_labels(n: int, frequencies: Sequence[float], seed: int) -> Tensor:
 
 def draw(family: Family, folder: Path, seed: int, about: Mapping[str, Any]) -> None:
     """Put samples.png, where the family can sample, and loss.png into a run folder."""
-    losses = [(row["step"], row["loss"]) for row in read_metrics(folder)]
+    losses: dict[str, list[tuple[int, float]]] = {}
+    for row in read_metrics(folder):
+        for name, value in row.get("losses", {"loss": row["loss"]}).items():
+            losses.setdefault(name, []).append((row["step"], value))
     picture = io.BytesIO()
     plot.loss_curve(losses, picture)
     write_bytes(folder / "loss.png", picture.getvalue())

@@ -75,8 +75,14 @@ class State:
             losses |= values
         with torch.no_grad():
             self.family.after_step(self.step, self.total)
-        self.step += 1
+        step, self.step = self.step, self.step + 1
         self.average.update(self.step)
+        stage = self.family.stage
+        if self.step < self.total and stage(step, self.total) != stage(self.step, self.total):
+            # A phase ends as a run does, so that the next one builds on the averaged weights.
+            self.module.load_state_dict(self.average.state())
+            with torch.no_grad():
+                self.family.after_stage(step, self.total)
         return losses
 
     def _descend(self, objective: Objective, loss: Tensor) -> None:
