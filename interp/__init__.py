@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         times,
         tuning,
     )  # fmt: skip
+    from .conservative import curl, energy_of_score
     from .elsewhere.diffusers import from_diffusers
     from .elsewhere.scheduler import InterpScheduler as InterpScheduler
     from .elsewhere.sigma import from_k_diffusion
@@ -55,6 +56,8 @@ _HOME = {
     "ODE": "terms",
     "SDE": "terms",
     "best_schedule": "tuning",
+    "curl": "conservative",
+    "energy_of_score": "conservative",
     "from_diffusers": "elsewhere.diffusers",
     "from_k_diffusion": "elsewhere.sigma",
     "guide": "guidance",
@@ -73,7 +76,7 @@ _MODULES = (
 
 __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "Energy", "Event", "solve", "methods",
-    "log_prob",
+    "log_prob", "curl", "energy_of_score",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
     "native", "best_schedule", "tuning", "exact", "grids", "hooks", "losses", "times", "train",
     "equivalence", "plot", "noise", "errors",

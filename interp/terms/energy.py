@@ -1,7 +1,9 @@
-"""An energy, whose Boltzmann law a chain samples."""
+"""An energy, whose Boltzmann law a chain samples, and the arithmetic of such laws."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import like, real
-from ..errors import FieldError, OptionError
+from ..arguments import like, real, spread
+from ..errors import FieldError, OptionError, Unsupported
 from .model import Cond, check_callable
 
 
 @dataclass(frozen=True)
 class Energy:
-    """The law proportional to exp(-U(x) / T).
+    """The law proportional to f(x) = exp(-U(x) / T).
+
+    Arithmetic on energies is that of these unnormalised densities:
+
+        a * b    f_a f_b           product: what both find likely
+        a / b    f_a / f_b         negation: what a finds likely and b does not
+        a ** p   f_a^p             power: p > 1 sharpens, which is the temperature T / p
+        w * a    w f_a             a weight in a mixture, w > 0
+        a + b    f_a + f_b         mixture
+
+    (Hinton 2002; Du, Li, Mordatch, 2004.06030.) The result has temperature 1. Normalising constants
+    are as unknown as before: the shares of ``0.3 * a + 0.7 * b`` are 0.3 Z_a to 0.7 Z_b, with Z the
+    integrals of f_a and f_b. A quotient is a law only where it can be integrated.
 
     Args:
         potential: potential(x) -> (rows,), U of each row; None where only the gradient is known, and
@@ -26,6 +40,7 @@ class Energy:
 
     Raises:
         OptionError: a temperature that is not positive, or neither a potential nor a gradient.
+        Unsupported: a mixture of energies of which one has no potential.
     """
 
     potential: Callable[..., Tensor] | None
@@ -42,6 +57,32 @@ class Energy:
             raise OptionError("an Energy without a potential needs gradient=. Give one of the two.")
         if real("temperature", self.temperature) == 0:
             raise OptionError("temperature=0 leaves one point of a law. Give a positive number.")
+
+    def __mul__(self, other: object) -> Energy:
+        if isinstance(other, Energy):
+            return _linear(((1.0, self), (1.0, other)))
+        if not isinstance(other, numbers.Real):
+            return NotImplemented
+        if real("weight", other) == 0:
+            raise OptionError("a weight of 0 leaves nothing of a law. Give a positive number.")
+        return _linear(((1.0, self),), -math.log(float(other)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Energy) -> Energy:
+        if not isinstance(other, Energy):
+            return NotImplemented
+        return _linear(((1.0, self), (-1.0, other)))
+
+    def __pow__(self, power: float) -> Energy:
+        if real("power", power) == 0:
+            raise OptionError("a law to the power 0 is flat. Give a positive number.")
+        return _linear(((float(power), self),))
+
+    def __add__(self, other: Energy) -> Energy:
+        if not isinstance(other, Energy):
+            return NotImplemented
+        return _mixture(self, other)
 
     def value_and_gradient(
         self, x: Tensor, extra: tuple[Any, ...], cond: Cond
@@ -79,3 +120,46 @@ class Energy:
                 f"row, of shape {tuple(x.shape[:1])}."
             )
         return value.double()
+
+
+def _linear(parts: tuple[tuple[float, Energy], ...], shift: float = 0.0) -> Energy:
+    """sum_i c_i U_i / T_i + shift, at temperature 1."""
+    scales = [c / e.temperature for c, e in parts]
+
+    def potential(x: Tensor, *extra: Any, **cond: Any) -> Tensor:
+        each = (e._checked(e.potential(x, *extra, **cond), x) for _, e in parts)  # type: ignore[misc]
+        return sum((c * u for c, u in zip(scales, each, strict=True)), x.new_full((), shift))
+
+    def gradient(x: Tensor, *extra: Any, **cond: Any) -> Tensor:
+        each = (e.value_and_gradient(x, extra, cond)[1] for _, e in parts)
+        return sum((c * g for c, g in zip(scales, each, strict=True)), torch.zeros_like(x))
+
+    known = all(e.potential is not None for _, e in parts)
+    by_hand = any(e.gradient is not None for _, e in parts)
+    return Energy(potential if known else None, gradient=gradient if by_hand else None)
+
+
+def _mixture(a: Energy, b: Energy) -> Energy:
+    """-log(exp(-U_a / T_a) + exp(-U_b / T_b)), at temperature 1."""
+    if a.potential is None or b.potential is None:
+        raise Unsupported(
+            "a mixture weighs its parts by their densities, and one of these energies knows only its "
+            "gradient. Give it a potential, or take a product."
+        )
+
+    def logits(x: Tensor, *extra: Any, **cond: Any) -> Tensor:
+        each = (-e._checked(e.potential(x, *extra, **cond), x) / e.temperature for e in (a, b))  # type: ignore[misc]
+        return torch.stack([*each])
+
+    def potential(x: Tensor, *extra: Any, **cond: Any) -> Tensor:
+        return -torch.logsumexp(logits(x, *extra, **cond), 0)
+
+    def gradient(x: Tensor, *extra: Any, **cond: Any) -> Tensor:
+        shares = torch.softmax(logits(x, *extra, **cond), 0)
+        slopes = (e.value_and_gradient(x, extra, cond)[1] / e.temperature for e in (a, b))
+        return sum(
+            (spread(r, x) * g for r, g in zip(shares, slopes, strict=True)), torch.zeros_like(x)
+        )
+
+    by_hand = a.gradient is not None or b.gradient is not None
+    return Energy(potential, gradient=gradient if by_hand else None)
