@@ -141,6 +141,13 @@ class PathFamily(Family):
         self.label_dropout, self.levels = options["label_dropout"], levels
 
     @property
+    def pairing(self) -> str:
+        """How noise and data are paired, as the family stands: "independent", or by which coupling."""
+        coupling = self.regression.coupling
+        independent = coupling is None or getattr(coupling, "name", "") == "independent"
+        return "independent" if independent else repr(coupling)
+
+    @property
     def model(self) -> Callable[..., Any]:
         """What terms and losses call: the network, or what `precondition` makes of it."""
         if self.precondition is None:

@@ -41,6 +41,8 @@ class Family(nn.Module):
 
     name: str = ""
     verbs: ClassVar[Mapping[str, bool | str]] = {}
+    no_path: ClassVar[str] = ""
+    """Why the family is no interpolant of its data, for `interp.equivalence`; "" where it is one."""
 
     def __init__(
         self, shape: Sequence[int], config: Mapping[str, Any] | None = None, *, lr: float = 1e-3

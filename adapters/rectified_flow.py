@@ -60,6 +60,12 @@ class RectifiedFlow(PathFamily):
 
     phase: Tensor
 
+    @property
+    def pairing(self) -> str:
+        """As every family's in the first phase; then those that the flow of the phase before made."""
+        phase = int(self.phase)
+        return f"{self.stages()[phase]} of {super().pairing} pairs" if phase else super().pairing
+
     def stages(self) -> Sequence[str]:
         """The phases: "flow", then "reflow 1" ..., then "distil"."""
         again = tuple(f"reflow {k + 1}" for k in range(self.reflows))

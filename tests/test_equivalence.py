@@ -180,9 +180,9 @@ def test_flow_matching_is_a_diffusion_at_another_speed_with_another_weight():
     s, u = report.time_map(t), 1 - t
     rate = (19.9 * u + 0.1) / -torch.expm1(-(9.95 * u**2 + 0.1 * u))  # lam' = B / sigma^2
     ratio = (1 / rate) / (s**-2 * s * (1 - s) / 2)
-    from interp.equivalence.families import _by_log_snr
+    from interp.equivalence.measures import by_log_snr
 
-    found = _by_log_snr(a, t) / _by_log_snr(b, s)
+    found = by_log_snr(a, t) / by_log_snr(b, s)
     torch.testing.assert_close(found, ratio, rtol=1e-9, atol=0)
     assert report.loss_ratio > 2
 
@@ -195,13 +195,73 @@ def test_a_weight_makes_two_losses_one():
     assert compare(a, b).loss_ratio == pytest.approx(1, rel=1e-9)
 
 
-def test_what_is_no_interpolant_is_said_to_be_none():
-    class Nothing(Family):
-        name = "nothing"
+class Nothing(Family):
+    name = "nothing"
 
-    report = compare(adapters.create("flow_matching", (2,)), Nothing((2,)))
+    def __init__(self, shape, beta=1.0, **common):
+        super().__init__(shape, {"beta": beta}, **common)
+
+
+class Said(Nothing):
+    name = "said"
+    no_path = "its latent has another shape than the data."
+
+
+def test_what_is_no_interpolant_is_said_to_be_none():
+    fm = adapters.create("flow_matching", (2,))
+    report = compare(fm, Nothing((2,)))
     assert not report.equivalent
     assert "nothing is no interpolant" in str(report)
+    assert report.relation == "none"
+    assert "another shape" in compare(Said((2,)), fm).reason
+
+
+def test_a_family_without_a_path_is_one_with_itself_alone():
+    assert compare(Nothing((2,)), Nothing((2,), lr=0.1)).equivalent
+    report = compare(Nothing((2,)), Nothing((2,), beta=1.01))
+    assert not report.equivalent
+    assert "other options: beta" in report.reason
+    assert not compare(Nothing((2,)), Said((2,))).equivalent
+
+
+def test_other_pairs_are_another_model_on_the_same_path():
+    """For data N(m, s^2): independent v = m + (t s^2 - (1 - t))(x - t m) / S, S = (1 - t)^2 + t^2 s^2;
+    OT v = m + (s - 1)(x - t m) / (1 - t + t s). At t = 1/2, s = 1/2 the slopes are -6/5 and -2/3."""
+    a = adapters.create("flow_matching", (2,))
+    b = adapters.create("flow_matching", (2,), coupling="optimal_transport")
+    report = compare(a, b)
+    assert not report.equivalent
+    assert report.relation == "pairs"
+    assert report.max_error < 1e-6  # the paths are one
+    # The root mean square of x - t m over x ~ N(t m, S), S = 5/16, by 512 numbers: to 15 %, five errors.
+    assert report.pairs_apart == pytest.approx((6 / 5 - 2 / 3) * math.sqrt(5 / 16), rel=0.15)
+    # Other pairs in a two-sided path, too.
+    assert compare(
+        b, adapters.create("flow_matching", (2,), coupling="optimal_transport")
+    ).equivalent
+    unknown = adapters.create("flow_matching", (2,), coupling="unbalanced")
+    assert math.isnan(compare(a, unknown).pairs_apart)  # no closed form
+
+
+def test_rectified_flow_is_flow_matching_until_it_reflows():
+    a, b = (adapters.create(n, (2,), width=8) for n in ("flow_matching", "rectified_flow"))
+    assert "trains flow, reflow 1" in str(compare(a, b))
+    b.phase += 1
+    report = compare(a, b)
+    assert not report.equivalent
+    assert "reflow 1 of independent pairs" in report.reason
+
+
+def test_what_one_reads_of_the_table():
+    report = compare(*(adapters.create(n, (2,), width=8) for n in ("flow_matching", "vp_sde")))
+    assert report.relation == "overlap"
+    # Exact laws on either path: rounding, times the 16 nats of the range.
+    assert report.apart.marginals < 1e-12
+    assert report.apart.views < 1e-12
+    # Heun in 32 even steps: what each family says of itself.
+    assert 0 < min(report.sample_errors) <= max(report.sample_errors) < 0.02
+    for line in ("networks return", "log densities apart", "views apart", "own samplers miss by"):
+        assert line in str(report)
 
 
 @pytest.mark.parametrize(

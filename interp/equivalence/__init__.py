@@ -11,10 +11,10 @@ from typing import Any
 
 from ..errors import OptionError
 from ..interpolant import Interpolant
-from .families import FamilyReport, compare_families
+from .families import RELATIONS, FamilyReport, compare_families
 from .paths import PathReport, compare_paths
 
-__all__ = ["FamilyReport", "PathReport", "compare"]
+__all__ = ["RELATIONS", "FamilyReport", "PathReport", "compare"]
 
 
 def compare(a: Any, b: Any, tol: float = 1e-6) -> PathReport:
@@ -23,8 +23,9 @@ def compare(a: Any, b: Any, tol: float = 1e-6) -> PathReport:
     Two paths are one when t -> (alpha : beta : gamma) runs through the same ratios, at whatever speed:
     then a change of time and of scale carries one onto the other for every law of the ends. With a
     Gaussian base alpha and gamma count as one sigma = sqrt(alpha^2 + gamma^2), so that the range of
-    log-SNR decides. Families are compared by their paths, and beside that in what they are trained on
-    and in what they sample; see `FamilyReport`.
+    log-SNR decides. Families are one where beside that they pair noise and data alike, and networks of
+    both are fields (or both the solutions of one): then each one's exact model is the other's, under the
+    maps and `Interpolant.convert`. How they are trained and sample is compared beside; `FamilyReport`.
 
     Args:
         a: an `Interpolant` or a family.

@@ -1,29 +1,36 @@
-"""Two families: their paths, what their losses weigh, one step, and what they sample.
+"""Two families: their paths, who they pair, what their losses weigh, one step, and what they sample.
 
-A family is asked for what every family of a path has: ``path``, ``view`` and ``regression``. Its network
-is replaced by the exact view of a target, so that what is compared are the families and not their
-training.
+Of a family of a path are read ``path``, ``view`` and, where it has them, ``pairing``, ``regression`` and
+``sampler``. A family without a path has at most ``no_path``, the sentence that says why.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .. import views
 from ..errors import InterpError
-from ..exact import Mixture
 from ..interpolant import Interpolant
-from ..solvers import solve
-from ..terms import ODE
+from ..views import VIEWS
+from . import measures
+from .measures import Apart
 from .paths import PathReport, compare_paths
 from .table import Table
 
 _NAN = math.nan
+
+RELATIONS = {
+    "one": "one model in other clothes",
+    "overlap": "one where both have the noise level; their ends differ",
+    "map": "one flow, of which one learns the field and the other the solution",
+    "pairs": "the same points between noise and data, other pairs",
+    "curve": "different curves between base and data",
+    "base": "a Gaussian base against any base",
+    "none": "no interpolant",
+}
 
 
 @dataclass(frozen=True)
@@ -31,34 +38,66 @@ class FamilyReport(PathReport):
     """What `compare` found of two families; beside the paths:
 
     Attributes:
+        relation: one of `RELATIONS`; `equivalent` is True for "one" alone.
+        views: what each network returns.
+        pairing: how each pairs noise and data, as it stands.
+        apart: differences of log density, of the data estimate by each network's view, after one
+            first-order step (DDIM) and after the whole flow, on each path with the exact model of a
+            mixture, at matched times and after the scale map; NaN without Gaussian bases.
+        pairs_apart: the root mean square difference of their exact velocities, on the first's path at
+            t = 1/2, for data N(1/2, 1/4); 0 for equal pairs, NaN where a plan has no closed form.
+        sample_errors: the W2 distance from data N(1/2, 1/4) of what each makes of them by its own
+            sampler and its exact model.
         loss_ratio: the losses, in expectation, are sum_lambda w(lambda) E|n_model - n|^2 with the weight
             and the law of time of each; this is the largest of w_a / w_b over its smallest, where both
             put 99 % of theirs: 1 where they are one loss up to a constant.
-        step_error: one first-order step (DDIM) from the middle of the way to nearer the data, on each path
-            with the exact model of a mixture: the largest difference after the scale map.
-        flow_error: the whole flow on each path from one matched start to one matched end, by a solver, with
-            the exact model of the mixture: the largest difference.
-        views: what each network returns.
     """
 
+    relation: str = "none"
+    views: tuple[str, str] = ("", "")
+    pairing: tuple[str, str] = ("", "")
+    apart: Apart = field(default=Apart())
+    pairs_apart: float = _NAN
+    sample_errors: tuple[float, float] = (_NAN, _NAN)
     loss_ratio: float = _NAN
-    step_error: float = _NAN
-    flow_error: float = _NAN
-    views: tuple[str, str] = field(default=("", ""))
+
+    @property
+    def step_error(self) -> float:
+        """After one first-order step: see ``apart``."""
+        return self.apart.step
+
+    @property
+    def flow_error(self) -> float:
+        """After the whole flow: see ``apart``."""
+        return self.apart.flow
 
     def rows(self) -> list[tuple[str, str]]:
         """What the table says, line by line."""
+        if self.relation == "none":
+            return [("equivalent", "no"), ("because", self.reason)]
         *lines, because = super().rows()
-        if self.views[0]:
-            lines.append(("networks return", " and ".join(self.views)))
+        if not self.views[0]:
+            return [lines[0], because]
+        lines.insert(1, ("they are", RELATIONS[self.relation]))
+        lines.append(("networks return", " and ".join(self.views)))
+        said = " and ".join(dict.fromkeys(self.pairing))
+        gap = "" if not self.pairs_apart > 0 else f": velocities {self.pairs_apart:.2g} apart"
+        lines.append(("noise and data paired", said + gap))
         if not math.isnan(self.loss_ratio):
             one = " (one loss)" if self.loss_ratio < 1.01 else ""
             lines.append(("weights of the losses", f"within a factor {self.loss_ratio:.3g}{one}"))
-        if not math.isnan(self.flow_error):
+        if not math.isnan(self.apart.flow):
+            a = self.apart
             lines += [
-                ("one DDIM step apart", f"{self.step_error:.2g}"),
-                ("flows apart", f"{self.flow_error:.2g}, on a mixture of two normals"),
+                ("log densities apart", f"{a.marginals:.2g}"),
+                ("views apart", f"{a.views:.2g}, as data estimates"),
+                ("one DDIM step apart", f"{a.step:.2g}"),
+                ("flows apart", f"{a.flow:.2g}, on a mixture of two normals"),
             ]
+        if not math.isnan(self.sample_errors[0]):
+            own = " and ".join(f"{error:.1g}" for error in self.sample_errors)
+            lines.append(("own samplers miss by (W2)", f"{own}, for data N(0.5, 0.25)"))
+        lines += [("in phases", said) for said in map(_phases, (self.a, self.b)) if said]
         return [*lines, because]
 
     def __str__(self) -> str:
@@ -69,108 +108,109 @@ def _name(family: Any) -> str:
     return getattr(family, "name", "") or type(family).__name__
 
 
+def _phases(family: Any) -> str:
+    names = family.stages() if hasattr(family, "stages") else ()
+    return f"{_name(family)} trains {', '.join(names)}; as it stands now" if names[1:] else ""
+
+
 def compare_families(a: Any, b: Any, tol: float) -> FamilyReport:
     """See `interp.equivalence.compare`."""
-    without = [one for one in (a, b) if not isinstance(getattr(one, "path", None), Interpolant)]
-    if without:
-        reason = (
-            f"{_name(without[0])} is no interpolant: nothing like a time and a scale could carry it "
-            "onto the other."
-        )
-        return FamilyReport(a, b, False, math.pi / 2, _NAN, _NAN, reason, tol, None)
-    paths = compare_paths(a.path, b.path, tol)
-    shared = {
-        name: getattr(paths, name)
-        for name in PathReport.__dataclass_fields__
-        if name not in ("a", "b")
-    }
-    own = (str(getattr(a, "view", "velocity")), str(getattr(b, "view", "velocity")))
-    if paths._change is None or not a.path.gaussian_base:
-        return FamilyReport(a, b, **shared, views=own)
-    step, flow = _runs(paths)
-    return FamilyReport(
-        a,
-        b,
-        **shared,
-        loss_ratio=_loss_ratio(a, b, paths),
-        step_error=step,
-        flow_error=flow,
-        views=own,
-    )
-
-
-def _target() -> Mixture:
-    return Mixture([0.3, 0.7], [[-0.8, 0.2], [0.6, -0.1]], [0.05, 0.1])
-
-
-@torch.no_grad()
-def _runs(paths: PathReport) -> tuple[float, float]:
-    """One first-order step and the whole flow on both paths, from one point to one point."""
-    change, target = paths._between(), _target()
-    low, high = change.interval
-    # Strictly inside, where every view is regular: log-SNR from -8 to 8, or what there is of it.
-    ends = [max(low, _time(change.path, -8.0)), min(high, _time(change.path, 8.0))]
-    middle = _time(change.path, 0.0) if low < _time(change.path, 0.0) < high else sum(ends) / 2
-    later = 0.5 * (middle + ends[1])
-    x = target.sample(64, seed=0, dtype=torch.float64)
-    z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    def on(path: Interpolant, t: float, r: float, x: Tensor, adaptive: bool) -> Tensor:
-        if adaptive:  # in the path's own time and scale, which the two do not share
-            field = ODE(target.velocity(path))
-            return solve(field, x, t=(t, r), method="dopri5", rtol=1e-10, atol=1e-10).x
-        term = path.ode(target.data(path), view="data")
-        times = torch.tensor([t, r], dtype=torch.float64)
-        return term.first_order(times[0], times[1], x, term.call(times[0], x, {}))
-
-    found = []
-    for t, r, adaptive in ((middle, later, False), (ends[0], ends[1], True)):
-        start = change.path.at(t, z, x) if change.path.gamma is None else change.path.at(t, z, x, z)
-        here = on(change.path, t, r, start, adaptive)
-        t_b, r_b = (change.time(s).item() for s in (t, r))
-        there = on(change.other, t_b, r_b, change.scale(t) * start, adaptive)
-        found.append(float((there / change.scale(r) - here).abs().max()))
-    return found[0], found[1]
-
-
-def _time(path: Interpolant, log_snr: float) -> float:
-    low, high = path.log_snr(0.0).item(), path.log_snr(1.0).item()
-    return path.time_at_log_snr(min(max(log_snr, low), high)).item()
-
-
-@torch.no_grad()
-def _loss_ratio(a: Any, b: Any, paths: PathReport) -> float:
-    """How far the weights of |n_model - n|^2 by log-SNR differ, up to a constant factor."""
-    change = paths._between()
-    low, high = change.interval
-    t = low + (high - low) * torch.linspace(0.002, 0.998, 999, dtype=torch.float64)
+    if without := [one for one in (a, b) if _why_not(one)]:
+        return _without_path(a, b, without[0], tol)
     try:
-        here = _by_log_snr(a, t)
-        there = _by_log_snr(b, change.time(t))
-    except (
-        InterpError,
-        AttributeError,
-    ):  # a loss that is no regression, or a law without a density
-        return _NAN
-    counted = torch.ones_like(t, dtype=torch.bool)
-    for w in (here, there):
-        # What matters of a loss is where most of it is: in units of log-SNR, from its peak downwards.
-        counted &= w > 0.01 * w[w.isfinite()].max()
-    ratio = (here / there)[counted & here.isfinite() & there.isfinite()]
-    return float(ratio.max() / ratio.min()) if len(ratio) else math.inf
+        paths = compare_paths(a.path, b.path, tol)
+    except InterpError as error:  # one schedule an element
+        return FamilyReport(a, b, False, _NAN, _NAN, _NAN, str(error), tol, None, relation="curve")
+    shared = {
+        f.name: getattr(paths, f.name)
+        for f in dataclasses.fields(PathReport)
+        if f.name not in ("a", "b")
+    }
+    views, pairs = (_view(a), _view(b)), (_pairs(a), _pairs(b))
+    relation, reason = _relation(paths, (a, b), views, pairs)
+    found: dict[str, Any] = {
+        "relation": relation, "reason": reason, "equivalent": relation == "one", "views": views,
+        "pairing": pairs, "pairs_apart": 0.0,
+    }  # fmt: skip
+    if paths._change is not None and a.path.gaussian_base:
+        change = paths._change
+        if pairs[0] != pairs[1]:
+            found["pairs_apart"] = _tried(lambda: measures.pairs_apart(a, b), _NAN)
+        else:
+            own = [view if view in VIEWS else "velocity" for view in views]
+            found["apart"] = _tried(lambda: measures.apart(change, own[0], own[1]), Apart())
+        found["loss_ratio"] = measures.loss_ratio(a, b, change)
+        found["sample_errors"] = (
+            _tried(lambda: measures.sampled(a), _NAN),
+            _tried(lambda: measures.sampled(b), _NAN),
+        )
+    return FamilyReport(a, b, **{**shared, **found})
 
 
-def _by_log_snr(family: Any, t: Tensor) -> Tensor:
-    """w(t) p(t) / lambda'(t), w of the noise's squared error: the weight of a loss by log-SNR."""
-    regression = family.regression
-    k = regression.path.coefficients(t)
-    w = regression.weight.on(k, regression.view)
-    w = torch.ones_like(t) if w is None else w
-    # An error of the noise, seen in the view that is trained.
-    if regression.view != "noise":
-        w = w * views.weights(k, "noise", regression.view)[1].square()
-    density = torch.ones_like(t)
-    if not regression.unbiased:
-        interval = regression.interval
-        density = 1 / (regression.times.weight(t) * (interval[1] - interval[0]))
-    return w * density / views.log_snr_rate(k)
+def _tried(measure: Callable[[], Any], otherwise: Any) -> Any:
+    """A measure that a family of another kind may not have."""
+    try:
+        return measure()
+    except (InterpError, AttributeError):
+        return otherwise
+
+
+def _why_not(family: Any) -> str:
+    """Why a family is no interpolant of its data; empty where it is one."""
+    if said := str(getattr(family, "no_path", "")):
+        return f"{_name(family)} is no interpolant: {said}"
+    if not isinstance(getattr(family, "path", None), Interpolant):
+        return (
+            f"{_name(family)} is no interpolant: it has no path of points between noise and data that a "
+            "time and a scale could carry onto another."
+        )
+    return ""
+
+
+def _without_path(a: Any, b: Any, without: Any, tol: float) -> FamilyReport:
+    if type(a) is type(b) and _name(a) == _name(b) and _options(a) == _options(b):
+        reason = f"both are {_name(a)}, and so are all their options."
+        return FamilyReport(a, b, True, 0.0, _NAN, _NAN, reason, tol, None, relation="one")
+    reason = _why_not(without)
+    if type(a) is type(b) and _name(a) == _name(b):
+        mine, theirs = _options(a), _options(b)
+        other = [key for key in mine if mine[key] != theirs.get(key)]
+        reason = f"both are {_name(a)}, with other options: {', '.join(other)}."
+    return FamilyReport(a, b, False, math.pi / 2, _NAN, _NAN, reason, tol, None)
+
+
+def _options(family: Any) -> dict[str, Any]:
+    """What of a config makes another model: all but the learning rate."""
+    return {k: v for k, v in dict(getattr(family, "config", {})).items() if k != "lr"}
+
+
+def _view(family: Any) -> str:
+    return str(getattr(family, "view", "velocity"))
+
+
+def _pairs(family: Any) -> str:
+    return str(getattr(family, "pairing", "independent"))
+
+
+def _relation(
+    paths: PathReport, families: tuple[Any, Any], views: tuple[str, str], pairs: tuple[str, str]
+) -> tuple[str, str]:
+    """Which of `RELATIONS` it is, and why."""
+    a, b = (_name(one) for one in families)
+    if paths._change is None:
+        one_base = families[0].path.gaussian_base == families[1].path.gaussian_base
+        return ("curve" if one_base else "base"), paths.reason
+    if pairs[0] != pairs[1]:
+        return "pairs", (
+            f"{a} pairs noise and data by {pairs[0]}, {b} by {pairs[1]}. Where the ends go together "
+            "otherwise, the points between have another velocity."
+        )
+    maps = [view not in VIEWS for view in views]
+    if maps[0] != maps[1]:
+        field_, map_ = (b, a) if maps[0] else (a, b)
+        return "map", (
+            f"{map_} learns where the flow of {field_} leads: an integral of its field, to which no "
+            "change of time, scale and view leads."
+            + ("" if paths.equivalent else f" And {paths.reason}")
+        )
+    return ("one" if paths.equivalent else "overlap"), paths.reason
