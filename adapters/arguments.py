@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,17 @@ def given(option: str, value: object) -> None:
             f"this family was made with a {option} of the user's own, {value[_OWN]}, which a config "
             f"cannot hold. Make the family in Python with {option}=..., and load its weights into that."
         )
+
+
+def within_labels(coupling: Any, classes: int | None) -> Any:
+    """The config of a coupling for a model of ``classes`` labels: the same, within each of them.
+
+    A plan over all rows gives each label the part of the base nearest to its data, while sampling
+    starts from all of it.
+    """
+    if coupling is None or classes is None:
+        return coupling
+    return {"name": "conditional", "coupling": coupling}
 
 
 def as_path(path: Interpolant | str | Mapping[str, object] | None) -> Interpolant:

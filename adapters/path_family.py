@@ -13,10 +13,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 import interp
+from interp.base import IsotropicNormal
 from interp.couplings import couple
 from interp.errors import OptionError, UnknownName
 from interp.likelihood import bits_per_dim, dequantise, level_width
 from interp.losses import Regression
+from interp.noise import normal_like
 from interp.solvers import solve
 from interp.solvers.catalogue import find
 from interp.terms import PathODE, PathSDE
@@ -62,12 +64,14 @@ class PathFamily(Family):
         shape: of one data point.
         network: ``network(t, x)``, or with ``classes`` ``network(t, x, label)`` where a label of
             ``classes``, or None, stands for none; or "unet", "mlp"; None chooses by shape.
-        path: with a Gaussian base.
+        path: with a Gaussian base, unless ``own_base``.
         own: the family's own options, for the config.
         view: what the network, or what `precondition` makes of it, returns.
         time: what the network is told; see `interp.Interpolant.ode`.
         precondition: options of `interp.precondition`; None leaves the network alone.
         outputs: how many tensors of x's shape the network gives, along the first axis of a point.
+        own_base: whether the family itself says what x0 is, as under a coupling beside a latent, where
+            the path cannot: x0 ~ N(0, 1) is not independent of x1.
         common: see `Common`; what is missing is the family's ``defaults``, then that of
             `interp.losses.Regression`.
 
@@ -105,6 +109,7 @@ class PathFamily(Family):
         time: str | tuple[str, int] = "t",
         precondition: Mapping[str, Any] | None = None,
         outputs: int = 1,
+        own_base: bool = False,
         **common: Unpack[Common],
     ) -> None:
         options: dict[str, Any] = {**_COMMON, **self.defaults, **common}
@@ -120,7 +125,7 @@ class PathFamily(Family):
             )
         if levels is not None:
             level_width(levels)
-        if not path.gaussian_base:
+        if not (path.gaussian_base or own_base):
             raise OptionError(
                 f"this path was built with gaussian_base=False, and {self.name} draws x0 ~ N(0, 1). "
                 "Build it with gaussian_base=True."
@@ -164,14 +169,14 @@ class PathFamily(Family):
         """The mean of w(t) |model(t, I_t, label) - target|^2 over rows and elements."""
         x1, label = split(batch, self.shape)
         x0 = batch.get("x0") if isinstance(batch, Mapping) else None
+        paired = x0 is not None
         if self.levels is not None and self.dequantises:
             x1 = dequantise(x1, self.levels, generator)
+        if x0 is None and not self.path.gaussian_base:
+            x0 = normal_like(x1, generator)
         cond = {} if self.classes is None else self._cond(label, x1)
-
         model = self.hiding(self.model, generator)
-        loss: Tensor = self.regression(
-            model, x1, x0, cond=cond, generator=generator, paired=x0 is not None
-        )
+        loss: Tensor = self.regression(model, x1, x0, cond=cond, generator=generator, paired=paired)
         return loss
 
     def hiding(self, model: Callable[..., Any], generator: Generator | None) -> Callable[..., Any]:
@@ -196,7 +201,7 @@ class PathFamily(Family):
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        """``n`` samples from the path's base, by the flow or, where the method is one, by an SDE.
+        """``n`` samples from `start`, by the flow or, where the method is one, by an SDE.
 
         Args:
             n: how many rows.
@@ -212,10 +217,7 @@ class PathFamily(Family):
             OptionError: labels or guidance for a model without labels, guidance without a label,
                 or no label for a model that never saw a hidden one.
         """
-        like = next(self.parameters())
-        x0 = self.path.base.sample(
-            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
-        )
+        x0 = self.start(n, seed, first_row)
         self._check_conditions(label, guidance)
         options = self._sampler(options)
         if find(options["method"]).kind == "sde":
@@ -226,6 +228,18 @@ class PathFamily(Family):
                 )
         term = self.term(guidance, diffusion)
         return self._solve(term, x0, label, seed=seed, first_row=first_row, **options)
+
+    @property
+    def base(self) -> IsotropicNormal:
+        """The law of x at t = 0, where log_prob ends: N(0, alpha(0)^2 + gamma(0)^2)."""
+        path = self.path
+        return path.base if path.gaussian_base else IsotropicNormal(float(path.sigma(0.0)))
+
+    def start(self, n: int, seed: int | None = None, first_row: int = 0) -> Tensor:
+        """Rows ``first_row ...`` of the numbered points that sampling starts from."""
+        like = next(self.parameters())
+        shape = (n, *self.shape)
+        return self.base.sample(shape, seed, first_row, dtype=like.dtype, device=like.device)
 
     def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
         """The noise that the flow carries to ``x``: from t = 1 to 0, by dopri5 unless told."""
@@ -240,6 +254,7 @@ class PathFamily(Family):
         """The log density of each row of ``x`` by the flow, nats: see `interp.log_prob`."""
         x, _ = split(x, self.shape)
         term = self.term()
+        options = {"base": self.base, **options}
         return interp.log_prob(term, x, cond=self._cond(label, x), **options)
 
     def bits_per_dim(self, x: Tensor, seed: int = 0, **options: Any) -> Tensor:

@@ -14,6 +14,7 @@ from . import gammas
 from .forms import positive
 
 _GAMMAS = {
+    "constant": gammas.constant,
     "root": gammas.root,
     "parabola": gammas.parabola,
     "sine_squared": gammas.sine_squared,
@@ -132,13 +133,20 @@ def mirror(gamma: str = "root", a: float | None = None) -> Interpolant:
     )
 
 
-def with_gamma(path: Interpolant, gamma: str = "root", a: float | None = None) -> Interpolant:
+def with_gamma(
+    path: Interpolant,
+    gamma: str = "root",
+    a: float | None = None,
+    gaussian_base: bool | None = None,
+) -> Interpolant:
     """``path`` with a latent of its own: its alpha and beta, and one of the `gammas`.
 
     Args:
         path: any path without a latent.
-        gamma: "root", "parabola" or "sine_squared", as for `mirror`.
+        gamma: "root", "parabola", "sine_squared" or "constant", whose factor is 0.1 by itself.
         a: its factor, as for `mirror`.
+        gaussian_base: whether x0 ~ N(0, 1) independent of x1; None is as on ``path``. Under a coupling
+            it is not: then x0 and z are two functions of x.
 
     Raises:
         OptionError: a path that has a latent, or an ``a`` that is not positive and finite.
@@ -156,7 +164,10 @@ def with_gamma(path: Interpolant, gamma: str = "root", a: float | None = None) -
     config = None
     if path.config is not None:
         config = {"name": "with_gamma", "path": path.config, "gamma": gamma, "a": a}
-    return Interpolant(path.alpha, path.beta, _gamma(gamma, a), path.gaussian_base, config=config)
+        if gaussian_base is not None:
+            config["gaussian_base"] = gaussian_base
+    normal = path.gaussian_base if gaussian_base is None else gaussian_base
+    return Interpolant(path.alpha, path.beta, _gamma(gamma, a), normal, config=config)
 
 
 def _gamma(name: str, a: float | None) -> Schedule:

@@ -1,4 +1,4 @@
-"""The shares gamma of the latent z, for any alpha and beta: zero at both ends.
+"""The shares gamma of the latent z, for any alpha and beta: zero at both ends, or constant.
 
     Interpolant(alpha, beta, gammas.root(), gaussian_base=False)
 
@@ -51,3 +51,15 @@ def sine_squared(a: float = 1.0) -> Schedule:
         lambda t: a * torch.sin(math.pi * near(t)) ** 2,
         lambda t: (a * math.pi) * torch.sin((2 * math.pi) * near(t)) * torch.sign(0.5 - t),
     )
+
+
+def constant(a: float = 0.1) -> Schedule:
+    """Gamma = a: both ends are smoothed by N(0, a^2).
+
+    Raises:
+        OptionError: an ``a`` that is not positive and finite.
+
+    Source: Tong et al. 2023 (2302.00482), I-CFM and OT-CFM.
+    """
+    positive(a=a)
+    return Schedule(lambda t: a, lambda t: 0.0)
