@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .scalar import widened
 
 if TYPE_CHECKING:
     from .curve import Curve
@@ -70,6 +72,36 @@ class Coefficients:
             return torch.zeros_like(self.alpha)
         second: Tensor = schedule.second_derivative(self.t)
         return second
+
+
+@dataclass(frozen=True)
+class Secant(Coefficients):
+    """A path at t, its slopes replaced by divided differences up to a second time r.
+
+    ``dbeta`` is (beta_r - beta_t) / (r - t), and so on; where r = t it is the derivative. What turns
+    the views at one time into each other then does so for the maps between two (`interp.views`).
+
+    Attributes:
+        r: the second time.
+        beta_r, sigma_r: the path there.
+    """
+
+    r: Tensor = field(kw_only=True)
+    beta_r: Tensor = field(kw_only=True)
+    sigma_r: Tensor = field(kw_only=True)
+
+    @classmethod
+    def between(cls, k: Coefficients, k_r: Coefficients) -> Secant:
+        """From the coefficients at t and at r."""
+        h = widened(k_r.t - k.t, k.beta)
+        divisor = torch.where(h == 0, 1.0, h)
+        told = {f.name: getattr(k, f.name) for f in fields(Coefficients)}
+        for name in ("alpha", "beta", "gamma", "sigma"):
+            value, difference = told[name], getattr(k_r, name) - told[name]
+            slope = torch.where(h == 0, told[f"d{name}"], difference / divisor)
+            product = torch.where(h == 0, told[f"{name}_d{name}"], value * slope)
+            told |= {f"d{name}": slope, f"{name}_d{name}": product}
+        return cls(**told, r=k_r.t, beta_r=k_r.beta, sigma_r=k_r.sigma)
 
 
 def _common(values: Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Time, as_time, holds
-from .coefficients import Boundary, Coefficients
+from .coefficients import Boundary, Coefficients, Secant
 from .errors import OptionError, ScheduleError, Unsupported
 from .inverse import bisected, followed
 from .scalar import EDGES, GRID, Scalar, Schedule, checked, widened
@@ -95,6 +95,18 @@ class Curve:
         slope = torch.hypot(da, dg) * torch.where(widened(t, a) < 0.5, 1.0, -1.0)
         dsigma = torch.where(sigma > 0, s_ds / sigma, slope)
         return Coefficients(t, a, b, g, da, db, dg, sigma, dsigma, a_da, b_db, g_dg, s_ds, self)
+
+    def secant(self, t: Time, r: Time) -> Secant:
+        """The coefficients at ``t``, their slopes being divided differences up to ``r``.
+
+        Raises:
+            TimeError: as `coefficients`.
+        """
+        t, r = as_time(t), as_time(r)
+        if t.device != r.device:
+            t, r = (v.to(max(t, r, key=lambda v: v.ndim).device) for v in (t, r))
+        shape = (t + r).shape
+        return Secant.between(*(self.coefficients(v.expand(shape)) for v in (t, r)))
 
     @property
     def invertible(self) -> bool:

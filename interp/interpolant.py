@@ -21,7 +21,7 @@ from .scalar import Scalar, Schedule, widened
 if TYPE_CHECKING:
     from .adapted import Adapted
     from .between import Between
-    from .terms import PathODE, PathSDE
+    from .terms import PathMap, PathODE, PathSDE
 
 Model = Callable[..., Tensor]
 """model(t, x, **cond) -> tensor of x's shape."""
@@ -208,7 +208,9 @@ class Interpolant(Curve):
 
     # Views
 
-    def convert(self, value: Tensor, source: str, target: str, x: Tensor, t: Time) -> Tensor:
+    def convert(
+        self, value: Tensor, source: str, target: str, x: Tensor, t: Time, r: Time | None = None
+    ) -> Tensor:
         """One view of the posterior mean as another, at the point ``x`` and time ``t``.
 
         The views: velocity E[dI/dt | x], score grad log rho_t(x), energy_gradient -score, noise
@@ -216,12 +218,17 @@ class Interpolant(Curve):
         beta noise - sigma data, flow_prediction noise - data; see `interp.views` for the formula.
         Where the base is not Gaussian the noise is E[z | x], and one view tells only its own kind.
 
+        With ``r``, one view of the map that carries ``x`` from ``t`` to ``r`` as another, forwards or
+        backwards: beside these there are its point X and its mean_velocity (X - x) / (r - t), whose
+        limit at r = t is the velocity; see `interp.maps`.
+
         Args:
             value: the source view, of x's shape, dtype and device.
-            source: one of `interp.views.VIEWS`.
+            source: one of `interp.views.VIEWS`; with ``r`` of `interp.views.MAP_VIEWS`.
             target: the same.
             x: the point, floating.
             t: a float, a 0-d tensor, or a tensor of x's leading axes.
+            r: the same, for a map.
 
         Raises:
             UnknownName: a view that does not exist.
@@ -229,6 +236,10 @@ class Interpolant(Curve):
                 whose base is not Gaussian.
             TimeError, OptionError: as in `at`.
         """
+        if r is not None:
+            from .maps import converted
+
+            return converted(self, value, source, target, x, t, r)
         require_same(x=x, value=value)
         time = self._time_of(t, x)
         views.check(source)
@@ -438,6 +449,21 @@ class Interpolant(Curve):
         from .terms import PathSDE
 
         return PathSDE(self, model, view=view, time=time, diffusion=diffusion, score=score)
+
+    def flow_map(
+        self,
+        model: Model,
+        view: str | None = None,
+        time: str | tuple[str, int] | None = None,
+    ) -> PathMap:
+        """The map X(t, r, x), x carried from t to r, from a ``model(t, r, x)`` of ``view``.
+
+        The view is one of `interp.views.MAP_VIEWS`: "point" (the default, where the model has no
+        ``view`` of its own), "mean_velocity", "data", ... `interp.solve` steps it by method="map".
+        """
+        from .terms import PathMap
+
+        return PathMap(self, model, view=view, time=time)
 
 
 def _balanced(p: Tensor, x: Tensor, q: Tensor, value: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from .arguments import holds
-from .coefficients import Coefficients
+from .coefficients import Coefficients, Secant
 from .errors import UndeterminedView, UnknownName
 from .scalar import widened
 
@@ -48,6 +48,10 @@ VIEWS = (
     "velocity", "score", "noise", "data", "base", "energy_gradient", "v_prediction",
     "flow_prediction",
 )  # fmt: skip
+#: What a map between two times may say beside them; see `interp.maps`.
+MAP_VIEWS = ("point", "mean_velocity", *VIEWS)
+#: Those with the slopes of the path in their line.
+_SLOPES = ("velocity", "mean_velocity")
 #: a = 0: one function in four scales, silent where beta is 0.
 NOISE_LIKE = ("score", "noise", "base", "energy_gradient")
 _SCORES = ("score", "energy_gradient")  # on every path, at every time
@@ -105,7 +109,7 @@ def weights(
             raise _undetermined(k, source, target, ~q.isfinite(), scale)
         return None, q
     regular = k.dsigma.isfinite() if onto is None else (k.dsigma + onto.dsigma).isfinite()
-    all_regular = "velocity" not in (source, target) or holds(regular)
+    all_regular = not {source, target} & {*_SLOPES} or holds(regular)
     s = _row(source, k, None if all_regular else regular)
     T = _row(target, onto or k, None if all_regular else regular)
     reach = k.sigma if all_regular else torch.where(regular, k.sigma, k.sigma**2)
@@ -144,7 +148,9 @@ def two_sided(
 def _row(view: str, k: Coefficients, regular: Tensor | None) -> _Row:
     """The line of ``view``; ``regular`` marks where sigma' is finite (None: everywhere)."""
     unit: _Number = 1.0 if regular is None else torch.where(regular, 1.0, k.sigma)
-    if view == "velocity":
+    if view == "point" and isinstance(k, Secant):
+        return _Row(k.beta_r, k.sigma_r * unit, 1.0)
+    if view in _SLOPES:
         slope = k.dsigma if regular is None else torch.where(regular, k.dsigma, k.sigma_dsigma)
         return _Row(k.dbeta, slope, 1.0)
     if view == "data":

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from ..arguments import host, mapping, now, real, transforming
 from ..errors import FieldError, OptionError, SolveError, StiffWarning, UnknownName, Unsupported
-from ..terms import ODE, SDE, Cond, Energy, PathODE, PathSDE, Term
+from ..terms import ODE, SDE, Cond, Energy, PathMap, PathODE, PathSDE, Term
 from . import chains, ending, gradients, grids, stiffness
 from .catalogue import METHODS, Method, find
 from .events import Watch, listed
@@ -55,8 +55,8 @@ def solve(
     """Integrate a term from x at t[0] to t[1], forwards or backwards.
 
     Args:
-        term: `path.ode(model)`, `path.sde(model)`, `ODE`, `SDE`, or a bare field(t, x); or an
-            `Energy`, for a chain.
+        term: `path.ode(model)`, `path.sde(model)`, `path.flow_map(model)`, `ODE`, `SDE`, or a bare
+            field(t, x); or an `Energy`, for a chain.
         x: the state at t[0], (rows, ...), floating.
         t: the two ends; None is (0, 1), or the interval of an adapted model. A path's term lives on
             [0, 1]; one made by hand on any finite interval.
@@ -91,7 +91,8 @@ def solve(
             path whose sigma(1) is not 0 without its last step, the first-order one to clean data;
             first_step, max_steps, controller ("i", "pi", "pid" or coefficients (p, i, d)) and norm
             ("rms", "max", "rows") of adaptive methods, see `interp.solvers.control`; span and depth
-            of the noise; data_hook(t, D) -> D of semi-linear samplers, which put every data estimate
+            of the noise; renoise=True of map, which maps to the data and noises back;
+            data_hook(t, D) -> D of semi-linear samplers, which put every data estimate
             through it and so change the marginals, see `interp.hooks`; step_size, save_every, adapt
             (steps that look for a step size first), friction (underdamped), leapfrog (hmc) and levels
             (annealed) of chains.
@@ -111,7 +112,7 @@ def solve(
             term, x, method, steps=steps, seed=seed, first_row=first_row, cond=dict(cond or {}),
             callback=callback, options=method_options,
         )  # fmt: skip
-    term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE)) else ODE(_callable(term))
+    term = term if isinstance(term, (ODE, SDE, PathODE, PathSDE, PathMap)) else ODE(_callable(term))
     request = _request(
         term, x, t, chosen, backend, steps, grid, rtol, atol, save_at, seed, first_row, per_row,
         dict(cond or {}), gradient, method_options,
@@ -243,8 +244,10 @@ def _check_kind(term: Term, method: Method) -> None:
             f"{method.name} works in the log-SNR of a path, and a term made by hand has none. Give "
             "path.ode(model), or use heun, rk4 or dopri5."
         )
-    instead = "dopri5" if term.kind == "ode" else "euler_maruyama"
-    takes = "path.ode(model)" if method.kind == "path" else f"{method.kind.upper()}s"
+    instead = {"ode": "dopri5", "map": "map"}.get(term.kind, "euler_maruyama")
+    takes = {"path": "path.ode(model)", "map": "path.flow_map(model)"}.get(
+        method.kind, f"{method.kind.upper()}s"
+    )
     raise OptionError(
         f"{method.name} integrates {takes} and this term is an "
         f"{term.kind.upper()}. Use another method, e.g. method={instead!r}."

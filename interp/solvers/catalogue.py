@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import UnknownName
-from ..terms import PathODE, PathSDE, Term
+from ..terms import PathMap, PathODE, PathSDE, Term
 from . import edm, multistep, singlestep, tableaus
 from .adams_bashforth import adams_bashforth
 from .ancestral import ddim, ddpm
 from .dop853 import DOP853
 from .esdirk import KENCARP4, KVAERNO3
+from .flow_map import flow_map
 from .plan import Plan
 from .recurrence import Sampler, semi_linear
 from .reversible_heun import reversible_heun
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from ..interpolant import Interpolant
     from .bias import BiasTable
 
-KINDS = ("ode", "path", "sde", "chain")
+KINDS = ("ode", "path", "sde", "map", "chain")
 
-_NAMES_OF: dict[type, set[str]] = {PathODE: {"path.ode"}, PathSDE: {"path.sde"}}
+_NAMES_OF: dict[type, set[str]] = {
+    PathODE: {"path.ode"},
+    PathSDE: {"path.sde"},
+    PathMap: {"path.flow_map"},
+}
 
 Scheme = Callable[[Any, Any, Any, Any], Plan]
 """scheme(term, x, request, observer): what a backend is to run for a term of the method's kind. The
@@ -41,9 +46,9 @@ class Method:
 
     Attributes:
         name: what `solve` calls it.
-        kind: "ode" or "sde": of any; "path": a semi-linear sampler, of the terms of a path; "chain":
-            of an energy.
-        order: of convergence (weak for an SDE).
+        kind: "ode" or "sde": of any; "path": a semi-linear sampler, of the terms of a path; "map": of
+            the map of a path between two times; "chain": of an energy.
+        order: of convergence (weak for an SDE); 0 where more steps bring nothing nearer.
         adaptive: whether it can choose its steps.
         terms: which terms it integrates.
         scheme: what plans its runs.
@@ -210,6 +215,7 @@ METHODS: dict[str, Method] = {
             own=("torch",),
             reversible=True,
         ),
+        Method("map", "map", 0, False, ("path.flow_map",), flow_map, options=("renoise",)),
         _chain("langevin", 1),
         _chain("annealed", 1, "levels"),
         _chain("underdamped", 2, "friction"),
@@ -253,7 +259,7 @@ def methods(
     kind: str | None = None, bias: bool = False, *, steps: Sequence[int] = (20, 50, 200),
     mean: float = 0.3, variance: float = 0.25, path: Interpolant | None = None,
 ) -> MethodTable | BiasTable:  # fmt: skip
-    """The methods of `solve`, all or of one ``kind`` ("ode", "path", "sde", "chain").
+    """The methods of `solve`, all or of one ``kind`` ("ode", "path", "sde", "map", "chain").
 
     With ``bias``, instead, the standard deviation that every stochastic sampler leaves on N(mean,
     variance) after so many ``steps`` on the ``path`` (linear where it is None), computed exactly.

@@ -15,7 +15,7 @@ from ..arguments import whole
 from ..errors import OptionError, TimeError, UnknownName, Unsupported
 from ..grids import Spacing, given, uniform
 from ..grids.named import NAMED
-from ..terms import PathODE, PathSDE, Term
+from ..terms import PathMap, PathODE, PathSDE, Term
 
 GIVEN = {"timesteps": given.timesteps, "sigmas": given.sigmas}
 
@@ -100,7 +100,7 @@ def _given(
                 f'{what}={value!r} and grid=("{name}", ...) contradict each other: the grid says where '
                 f"the run begins, ends and stops between. Leave {what} out."
             )
-    if not isinstance(term, (PathODE, PathSDE)):
+    if not isinstance(term, (PathODE, PathSDE, PathMap)):
         raise Unsupported(
             f'grid=("{name}", ...) needs a path, and this term was made by hand. Give times.'
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..arguments import host, real, spread, whole
 from ..errors import OptionError, SolveError
 from ..native import NativeField, NativeModel
-from ..terms import Cond, Coordinates, Term
+from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE
 from ..terms.model import Affine, needs_exact_time
 from . import control
 from .problem import Adaptive, NoiseKey, Problem, Report
@@ -140,7 +140,7 @@ def pose(
 
 
 def native(
-    term: Term, x: Tensor, request: Request, form: Affine | None = None
+    term: ODE | SDE | PathODE | PathSDE, x: Tensor, request: Request, form: Affine | None = None
 ) -> NativeField | None:
     """The term's field without Python, where its model has one and the backend can use it.
 

@@ -13,7 +13,7 @@ from ..arguments import host, like, whole
 from ..errors import InterpError, OptionError, Unsupported
 from ..hooks import Hook
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
-from ..terms import SDE, PathODE, PathSDE
+from ..terms import SDE, PathMap, PathODE, PathSDE
 from ..terms.model import Affine, PathTerm, bound, needs_exact_time, readings, told
 from . import ending, grids, rust_backend, torch_backend
 from .exponential import Levels
@@ -29,7 +29,7 @@ def run_of(
     programme: Programme,
     problem: Problem,
     request: Request,
-    term: SDE | PathODE | PathSDE,
+    term: SDE | PathODE | PathSDE | PathMap,
     x: Tensor,
 ) -> Plan:
     """The plan that runs a programme in the caller's own time and state."""
@@ -144,7 +144,7 @@ def programme_for(term: PathTerm, moves: list[Move], start: float, saves: list[f
 
 
 def noise_key(
-    term: SDE | PathODE | PathSDE, x: Tensor, grid: list[float], request: Request
+    term: SDE | PathODE | PathSDE | PathMap, x: Tensor, grid: list[float], request: Request
 ) -> NoiseKey:
     """What keys the noise of a run on a grid."""
     options = request.options

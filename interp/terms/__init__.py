@@ -1,4 +1,4 @@
-"""What can be integrated: an ODE or an SDE, made by hand or from a path and a model.
+"""What can be integrated: an ODE or an SDE, made by hand or from a path and a model; or a map.
 
 A term made from a path is integrated in the coordinates in which its view is regular:
 
@@ -21,13 +21,14 @@ from __future__ import annotations
 from .by_hand import ODE, SDE
 from .coordinates import AngleClock, Coordinates, DataClock, LineClock, NoiseClock
 from .energy import Energy
+from .flow_map import PathMap
 from .model import TIMES, Cond, Field, Model, told
 from .ode import PathODE
 from .sde import PathSDE, Steps
 
-Term = ODE | SDE | PathODE | PathSDE
+Term = ODE | SDE | PathODE | PathSDE | PathMap
 
 __all__ = [
     "ODE", "SDE", "TIMES", "AngleClock", "Cond", "Coordinates", "DataClock", "Energy", "Field",
-    "LineClock", "Model", "NoiseClock", "PathODE", "PathSDE", "Steps", "Term", "told",
+    "LineClock", "Model", "NoiseClock", "PathMap", "PathODE", "PathSDE", "Steps", "Term", "told",
 ]  # fmt: skip
