@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         grids,
         hooks,
         losses,
+        metrics,
         native,
         noise,
         plot,
@@ -69,8 +70,8 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "grids", "hooks", "losses", "native",
-    "noise", "plot",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "hooks", "losses", "metrics",
+    "native", "noise", "plot",
     "schedules", "testing", "times", "tuning",
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "log_prob", "curl", "energy_of_score",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
     "native", "best_schedule", "tuning", "exact", "grids", "hooks", "losses", "times", "train",
-    "equivalence", "plot", "noise", "errors",
+    "equivalence", "metrics", "plot", "noise", "errors",
 ]  # fmt: skip
 
 

@@ -124,7 +124,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
 
 def test_evaluation_gives_nats_and_bits(trained, capsys):
     assert run("evaluate", trained, "-n", 3, "--tolerance", 1e-2) == 0
-    assert "bits/dim, over 3 rows" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bits/dim, over 3 rows" in printed
+    assert "Distances from 3 held-out rows" in printed
+    assert "a Gaussian fit" in printed
 
 
 def test_training_on_files_and_folders(tmp_path):

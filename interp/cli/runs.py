@@ -186,9 +186,11 @@ class Schedule(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Common):
-    """Measure a trained run on held-out data: the log likelihood in nats and in bits a dimension.
+    """Measure a trained run on held-out data: log likelihood, and how far samples are from them.
 
     Example: interp evaluate run --data digits -n 64
+
+    The distances of as many samples stand beside those of the training data and of a Gaussian fit.
     """
 
     run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -200,7 +202,7 @@ class Evaluate(Common):
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """How many images, from the first; without it all of them."""
     seed: int = 0
-    """Of the dequantisation."""
+    """Of the dequantisation, and of the samples."""
     divergence: str = "hutchinson"
     """In an ODE: hutchinson, an unbiased estimate, or exact, as many times dearer as there are elements."""
     tolerance: float = 1e-4
@@ -213,7 +215,8 @@ class Evaluate(Common):
     def run(self) -> None:
         """Evaluate."""
         from ..training import data, load
-        from ..training.evaluation import likelihood
+        from ..training.evaluation import distances, likelihood
+        from ..training.pictures import sample
 
         family, config = load(self.run_folder, self.device)
         spec = self.data or config["data"].get("name")
@@ -230,12 +233,28 @@ class Evaluate(Common):
                 f"{spec} has images of shape {images.shape} but the run was trained on "
                 f"{family.shape}. Give data of the run's own shape."
             )
+        held_out = images.x[: self.n]
         ode = {"divergence": self.divergence, "rtol": self.tolerance, "atol": self.tolerance}
-        result = likelihood(
-            family, images.x[: self.n], seed=self.seed, batch_size=self.batch_size,
-            **(ode if family.supports("log_prob") == "ode" else {}),
+        if kind := family.supports("log_prob"):
+            result = likelihood(
+                family, held_out, seed=self.seed, batch_size=self.batch_size,
+                **(ode if kind == "ode" else {}),
+            )  # fmt: skip
+            say(str(result))
+        else:
+            say(f"{family.name} has no log_prob: see `interp list`.")
+        if not family.supports("sample") or len(held_out) < 2 or not data.has_test_split(spec):
+            return
+        samples, _ = sample(
+            family, len(held_out), seed=self.seed, batch_size=self.batch_size,
+            frequencies=config["data"].get("label_frequencies"),
         )  # fmt: skip
-        say(str(result))
+        seen = data.load(spec, self.data_root).x
+        say(
+            f"Distances from {len(held_out)} held-out rows: energy, sliced W2, near copies (new data: 1)"
+        )
+        for name, d in distances(samples, seen, held_out, self.seed).items():
+            say(f"  {name:16s}{d.energy:9.4f}{d.sliced:9.4f}{d.copies:7.2f}")
 
 
 def _offered(factory: Any, images: Images) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How well a family explains data that it has not seen."""
+"""How well a family explains data that it has not seen, and how far its samples are from them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import metrics
 from ..errors import Unsupported
 from ..families import Family
 from ..likelihood import bits_per_dim, dequantise
@@ -80,3 +81,59 @@ def likelihood(
     bits = bits_per_dim(nats, x.shape[1:], levels)
     spread = bits.std().item() / math.sqrt(len(bits))
     return Likelihood(len(x), nats.mean().item(), error, bits.mean().item(), spread, str(kind))
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far rows are from held-out rows.
+
+    Attributes:
+        energy: `interp.metrics.energy_distance`.
+        sliced: `interp.metrics.sliced_wasserstein`.
+        copies: `interp.metrics.near_copies` of the training data.
+    """
+
+    energy: float
+    sliced: float
+    copies: float
+
+    @classmethod
+    def of(cls, x: Tensor, seen: Tensor, held_out: Tensor) -> Distances:
+        """Those of ``x``, with ``seen`` the data that were trained on."""
+        return cls(
+            metrics.energy_distance(x, held_out),
+            metrics.sliced_wasserstein(x, held_out),
+            metrics.near_copies(x, seen, held_out),
+        )
+
+
+def distances(
+    samples: Tensor, seen: Tensor, held_out: Tensor, seed: int = 0
+) -> dict[str, Distances]:
+    """The distances of samples from held-out data, beside what they can be measured by.
+
+    Beside them stand the training data themselves, which are as near in law as data can be, and a
+    Gaussian of their mean and covariance, the least that a model of them has to beat.
+
+    Args:
+        samples: (n, ...).
+        seen: (m, ...) the training data.
+        held_out: (k, ...) data of the same law that the model has not seen.
+        seed: of the Gaussian.
+
+    Raises:
+        OptionError: as in `interp.metrics`.
+    """
+    fit = gaussian_fit(seen, len(samples), seed)
+    rows = {"samples": samples, "training data": seen, "a Gaussian fit": fit}
+    return {name: Distances.of(x, seen, held_out) for name, x in rows.items()}
+
+
+def gaussian_fit(data: Tensor, n: int, seed: int) -> Tensor:
+    """``n`` rows of the Gaussian with the mean and the covariance of ``data``, in its shape."""
+    flat = data.detach().to("cpu", torch.float64).flatten(1)
+    mean, centred = flat.mean(0), flat - flat.mean(0)
+    # Rows of normals times the centred data have their covariance, whatever its rank.
+    z = torch.randn(n, len(flat), generator=generator("cpu", derive(seed, "fit")), dtype=flat.dtype)
+    rows = mean + z @ centred / math.sqrt(len(flat))
+    return rows.to(data.dtype).reshape(n, *data.shape[1:])
