@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from interp import couplings, schedules
 from interp.losses import Regression
+from interp.noise import normal_like
 
 BATCH, FEATURES, WIDTH = 256, 784, 256
 SEED = 0
@@ -221,7 +222,8 @@ def parts(repeats: int) -> dict[str, float]:
     t = loss.times.draw(BATCH)
     zero = torch.zeros_like(x1)
     pieces: dict[str, Callable[[], object]] = {
-        "normals (torch.randn)": lambda: torch.randn(BATCH, FEATURES),
+        "normals": lambda: normal_like(x1),
+        "normals of torch.randn": lambda: torch.randn(BATCH, FEATURES),
         "times": lambda: loss.times.draw(BATCH),
         "coefficients": lambda: path.coefficients(t),
         "point and target": lambda: loss.target(t, x0, x1),

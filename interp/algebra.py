@@ -33,9 +33,6 @@ class Composite(Schedule):
         self.parts = parts
         self.element = broadcast(*(part.element for part in parts)) if parts else ()
 
-    def __call__(self, t: Tensor) -> Tensor:
-        return self._exact(t, self._value(t))
-
     def jet(self, t: Tensor) -> Jet:
         value, slope, product = self._rule(t)
         value = self._exact(t, value)
@@ -44,12 +41,6 @@ class Composite(Schedule):
         mended, limit = self._mended(t, value, slope)
         slope = torch.where(slope.isnan(), mended, slope)
         return value, slope, torch.where(product.isfinite(), product, limit)
-
-    def derivative(self, t: Tensor) -> Tensor:
-        return self.jet(t)[1]
-
-    def times_derivative(self, t: Tensor) -> Tensor:
-        return self.jet(t)[2]
 
     def _value(self, t: Tensor) -> Tensor:
         return self._rule(t)[0]

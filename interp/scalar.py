@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import holds, transforming
+from .arguments import Time, holds, host, transforming
 from .errors import ScheduleError
 
 Scalar = Callable[[Tensor], Tensor | float]
@@ -64,18 +64,21 @@ class Schedule:
         self._second_derivative = second_derivative
         self._zeros: tuple[tuple[float, Tensor], ...] = ()
 
-    def __call__(self, t: Tensor) -> Tensor:
-        """f(t), float64, of shape t.shape + element."""
-        return self._exact(t, self._read(self._function, t))
+    def __call__(self, t: Time) -> Tensor:
+        """f(t), float64, of shape t.shape + element; t a number or float64."""
+        t = host(t)
+        return self._exact(t, self._value(t))
 
-    def derivative(self, t: Tensor) -> Tensor:
+    def derivative(self, t: Time) -> Tensor:
         """f'(t), float64; infinite where f has a vertical tangent."""
+        t = host(t)
         if self._derivative is not None:
             return self._read(self._derivative, t)
         return self.jet(t)[1]
 
-    def times_derivative(self, t: Tensor) -> Tensor:
+    def times_derivative(self, t: Time) -> Tensor:
         """f(t) f'(t), float64."""
+        t = host(t)
         if self._times_derivative is not None:
             return self._read(self._times_derivative, t)
         return self.jet(t)[2]
@@ -108,6 +111,9 @@ class Schedule:
         slope: object = self._derivative(t)
         constant = isinstance(slope, numbers.Real)
         return self(t), float(slope) if constant else self.derivative(t)  # type: ignore[arg-type]
+
+    def _value(self, t: Tensor) -> Tensor:
+        return self._read(self._function, t)
 
     def _read(self, function: Scalar, t: Tensor) -> Tensor:
         return evaluate(function, t, self.element)

@@ -535,3 +535,14 @@ def test_a_derivative_that_is_not_the_functions_is_seen(beta, says):
 )
 def test_what_is_steep_or_has_a_kink_is_continuous(beta):
     Interpolant(lambda t: 1 - t, beta, gaussian_base=False)
+
+
+@pytest.mark.parametrize(
+    "path", [schedules.linear(), schedules.edm(), schedules.from_betas([0.1, 0.2, 0.3])], ids=repr
+)
+def test_a_schedule_takes_a_number(path):
+    for number in (0.0, 0.25, 1):
+        t = torch.tensor(number, dtype=torch.float64)
+        for f in (path.alpha, path.beta):
+            assert torch.equal(f(number), f(t))
+            assert torch.equal(f.derivative(number), f.derivative(t))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _BEGIN = 0.05  # of the mean reduced cost: the first regularisation
-_HALVINGS, _SWEEPS = 4, 3
+_HALVINGS, _SWEEPS = 2, 3
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -23,22 +23,29 @@ def _reduced(cost: Tensor) -> Tensor:
 
     Where the numbers are near the dual potentials, the search finds short paths: from 5.1 to 1.6 ms
     for 256 points in the plane. Here they are those of the entropic plan, by a few sweeps of
-    Sinkhorn's scaling in float32. Squaring the scaled kernel halves its regularisation.
+    Sinkhorn's scaling in float32; squaring the scaled kernel halves its regularisation.
     """
     reduced = cost - cost.amin(1, keepdim=True)
     reduced -= reduced.amin(0, keepdim=True)  # now every row and column has a zero
     reg = _BEGIN * reduced.mean().item()
     if not reg > 0.0:
         return reduced
-    kernel = torch.exp(reduced.float() / -reg)
-    f, g = kernel.new_zeros(len(kernel)), kernel.new_zeros(len(kernel))
+    kernel = (reduced.float() / -reg).exp_()
+    u, v = _scalings(kernel)
+    f, g = reg * u.log(), reg * v.log()
     for _ in range(_HALVINGS):
-        v = torch.ones_like(g)
-        for _ in range(_SWEEPS):
-            u = kernel.mv(v).reciprocal_()
-            v = kernel.T.mv(u).reciprocal_()
-        f, g = f + reg * u.log(), g + reg * v.log()
         kernel, reg = kernel.mul_(u[:, None]).mul_(v).square_(), reg / 2.0
+        u, v = _scalings(kernel)
+        f, g = f + reg * u.log(), g + reg * v.log()
     if not bool((f.isfinite() & g.isfinite()).all()):
         return reduced
     return reduced.sub_(f.to(cost.dtype)[:, None]).sub_(g.to(cost.dtype))
+
+
+def _scalings(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """u and v that bring the sums of u kernel v near 1."""
+    v = kernel.new_ones(len(kernel))
+    for _ in range(_SWEEPS):
+        u = kernel.mv(v).reciprocal_()
+        v = kernel.T.mv(u).reciprocal_()
+    return u, v

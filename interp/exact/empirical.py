@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .. import noise
 from ..arguments import Time, real, require_floating, whole
 from ..coefficients import Coefficients
 from ..errors import OptionError, TimeError, Unsupported
@@ -17,7 +16,7 @@ from .elements import PerElement
 from .entropies import sampled_entropy
 from .laws import refuse_infinite, row_coefficients, rows_like, rows_of
 from .plans import resolve
-from .target import Coupling, Estimate, FlowMap, Target, one_time
+from .target import Coupling, Estimate, FlowMap, Target, numbered_normals, one_time
 
 _LOG_2PI = math.log(2 * math.pi)
 _DIRECT = 32  # up to so many dimensions distances come from differences, beyond from products
@@ -80,15 +79,7 @@ class Empirical(Target):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Rows ``first_row`` to ``first_row + n`` of a sample with replacement: (n, d)."""
-        n = whole("n", n, 0)
-        seed = noise.fresh_seed() if seed is None else seed
-
-        def normal(width: int, node: int) -> Tensor:
-            return noise.normal(
-                (n, width), seed=seed, first_row=first_row, stream="target", node=node,
-                dtype=torch.float64, device=self.points.device,
-            )  # fmt: skip
-
+        normal = numbered_normals(n, seed, first_row, self.points.device)
         uniform = torch.special.ndtr(normal(1, 1)[:, 0])
         index = (uniform * len(self.points)).long().clamp(max=len(self.points) - 1)
         drawn = self.points[index]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import noise
 from ..arguments import Time, whole
 from ..errors import OptionError, Unsupported
 from ..interpolant import Interpolant
@@ -18,7 +17,7 @@ from .entropies import line_entropy, normal_entropy, sampled_entropy
 from .flows import affine_flow, quantile_flow
 from .laws import Law, coefficients_at, rows_of
 from .plans import cross_covariance, resolve
-from .target import Coupling, Estimate, FlowMap, Target, one_time
+from .target import Coupling, Estimate, FlowMap, Target, numbered_normals, one_time
 
 Values = float | Tensor | Sequence[float]
 
@@ -99,15 +98,7 @@ class Mixture(Target):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Rows ``first_row`` to ``first_row + n`` of the numbered sample of ``seed``: (n, d)."""
-        n = whole("n", n, 0)
-        seed = noise.fresh_seed() if seed is None else seed
-
-        def normal(width: int, node: int) -> Tensor:
-            return noise.normal(
-                (n, width), seed=seed, first_row=first_row, stream="target", node=node,
-                dtype=torch.float64, device=self.means.device,
-            )  # fmt: skip
-
+        normal = numbered_normals(n, seed, first_row, self.means.device)
         z, uniform = normal(self.dim, 0), torch.special.ndtr(normal(1, 1)[:, 0])
         parts, last = self._components, len(self.weights) - 1
         k = torch.searchsorted(parts.weights.cumsum(0), uniform).clamp(max=last)  # the sum rounds

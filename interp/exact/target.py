@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import Time, as_time
+from .. import noise
+from ..arguments import Time, as_time, whole
 from ..couplings import Coupling as Pairing
 from ..errors import TimeError
 from ..interpolant import Interpolant
@@ -51,6 +52,24 @@ class Along(Protocol):
     def noise(self, t: Time, x: Tensor) -> Tensor: ...
     def log_density(self, t: Time, x: Tensor) -> Tensor: ...
     def covariance(self, t: Time, x: Tensor) -> Tensor: ...
+
+
+def numbered_normals(
+    n: int, seed: int | None, first_row: int, device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """normal(width, node) -> (n, width), float64: what rows ``first_row`` on of a sample draw from.
+
+    The nodes of one seed are independent; without a seed one is drawn afresh, for all nodes.
+    """
+    n, seed = whole("n", n, 0), noise.fresh_seed() if seed is None else seed
+
+    def normal(width: int, node: int) -> Tensor:
+        return noise.normal(
+            (n, width), seed=seed, first_row=first_row, stream="target", node=node,
+            dtype=torch.float64, device=device,
+        )  # fmt: skip
+
+    return normal
 
 
 class Target(ABC):

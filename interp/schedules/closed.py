@@ -106,10 +106,12 @@ def trigonometric(theta: float = math.pi / 2) -> Interpolant:
         Schedule(
             lambda t: torch.sin(theta * (1.0 - t)) / sine,
             lambda t: torch.sin(theta * t + shift) * (-theta / sine),
+            second_derivative=lambda t: torch.sin(theta * (1.0 - t)) * (-(theta**2) / sine),
         ),
         Schedule(
             lambda t: torch.sin(theta * t) / sine,
             lambda t: torch.sin(theta * (1.0 - t) + shift) * (theta / sine),
+            second_derivative=lambda t: torch.sin(theta * t) * (-(theta**2) / sine),
         ),
         config={"name": "trigonometric", "theta": theta},
         time_at_log_snr=time_at_log_snr,
@@ -155,6 +157,7 @@ def cosine(s: float = 0.008) -> Interpolant:
         Schedule(
             lambda t: torch.sin(c * t) / sine,
             lambda t: torch.sin(c * (1.0 - t + s)) * (c / sine),
+            second_derivative=lambda t: torch.sin(c * t) * (-(c**2) / sine),
         ),
         config={"name": "cosine", "s": s},
         time_at_log_snr=time_at_log_snr,
