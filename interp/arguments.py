@@ -170,6 +170,8 @@ def real(name: str, value: object, low: float = 0.0) -> float:
     Raises:
         OptionError: anything else.
     """
+    if type(value) is float and math.isfinite(value) and value >= low:
+        return value
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or float(value) < low:  # type: ignore[arg-type]
         raise OptionError(f"{name}={value!r} does not fit. Give a finite number, {low:g} or more.")

@@ -83,7 +83,7 @@ class Method:
         names = {term.kind.upper()} | _NAMES_OF.get(type(term), set())
         return not names.isdisjoint(self.terms)
 
-    @property
+    @functools.cached_property
     def backends(self) -> tuple[str, ...]:
         """Where it runs here and now: a peer counts where it is installed."""
         own = tuple(name for name in self.own if name == "torch" or not self.implicit)

@@ -8,6 +8,8 @@ of the logarithms (Soderlind 2003, ACM Trans. Math. Softw. 29, 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..arguments import real
 from ..errors import OptionError, UnknownName
 
@@ -18,6 +20,13 @@ root mean square of a row."""
 CONTROLLERS = ("i", "pi", "pid")
 """I: each step from its own error alone. PI: Hairer and Wanner's (Solving ODEs II, IV.2), with
 beta = 0.04. PID: Soderlind's H312PID, whose steps are the smoothest."""
+
+
+_NAMED: dict[str, Callable[[float], tuple[float, float, float]]] = {
+    "i": lambda order: (0.0, 1.0, 0.0),
+    "pi": lambda order: (0.04 * order, 1 - 0.07 * order, 0.0),
+    "pid": lambda order: (-2 / 9, 2 / 9, 1 / 18),
+}
 
 
 def gains(controller: object, order: float) -> tuple[float, float, float]:
@@ -32,14 +41,9 @@ def gains(controller: object, order: float) -> tuple[float, float, float]:
         OptionError: anything else but three numbers whose sum is positive.
     """
     if isinstance(controller, str):
-        if controller not in CONTROLLERS:
+        if controller not in _NAMED:
             raise UnknownName.of("controller", controller, CONTROLLERS)
-        named = {
-            "i": (0.0, 1.0, 0.0),
-            "pi": (0.04 * order, 1 - 0.07 * order, 0.0),
-            "pid": (-2 / 9, 2 / 9, 1 / 18),
-        }
-        p, i, d = named[controller]
+        p, i, d = _NAMED[controller](order)
     else:
         p, i, d = _coefficients(controller)
     return ((p + i + d) / order, -(p + 2 * d) / order, d / order)

@@ -125,7 +125,9 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
     The first step's own error, of second order, is taken back at the second step, which knows the
     line through both ends; that costs no evaluation. ``published=True`` is the printed update, which
-    weighs the second divided difference by half of its integral and is of order 2.
+    weighs the second divided difference by half of its integral and is of order 2. Its second step is
+    dpm++2m's by the midpoint, as in the authors' own program and in diffusers (k-diffusion's is by the
+    exact integral of the line).
 
     Source: Lu et al. 2022 (2211.01095), appendix; as k-diffusion and diffusers have it.
     """
@@ -153,8 +155,8 @@ def _printed(levels: Levels, count: Array) -> Weights:
         m0, m1, m2 = (float(v) for v in moments(h[i : i + 1], 3)[:, 0])
         w = [m0, 0.0, 0.0]
         if m == 2:
-            r = h[i - 1] / h[i]
-            w = [m0 + m1 / r, -m1 / r, 0.0]
+            half = 0.5 * m0 * h[i] / h[i - 1]
+            w = [m0 + half, -half, 0.0]
         elif m == 3:
             r, s = h[i - 1] / h[i], h[i - 2] / h[i]
             one, two = np.array([1 / r, -1 / r, 0.0]), np.array([0.0, 1 / s, -1 / s])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Engine = Callable[..., Report]
 
 
-@dataclass
+@dataclass(slots=True)
 class Plan:
     """One run: what to call, with what, and how its numbers are read.
 
@@ -74,9 +74,11 @@ class Plan:
         return spread(self.coordinates.scale(host(t)), y) * y
 
 
-@dataclass(frozen=True)
-class Request:
-    """The arguments of a solve, checked."""
+class Request(NamedTuple):
+    """The arguments of a solve, checked.
+
+    ``end_alone``: whether no output times were asked for; ``saves`` is empty then.
+    """
 
     method: Method
     backend: str
@@ -92,6 +94,7 @@ class Request:
     options: Mapping[str, Any]
     gradient: str | None = None
     per_row: bool = False
+    end_alone: bool = False
 
     @property
     def times(self) -> list[float]:
@@ -134,7 +137,7 @@ def pose(
         y=y,
         row=math.prod(x.shape[1:]) if x.numel() else 0,
         saves=saves,
-        xs=torch.empty(len(saves), *x.shape, dtype=x.dtype, device=x.device),
+        xs=x.new_empty((len(saves), *x.shape)),
         time=torch.float64 if exact_time else x.dtype,
     )
 

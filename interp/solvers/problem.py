@@ -17,7 +17,7 @@ Observer = Callable[[Any, Tensor, int], Any]
 their own, t is a list of one time a row, and the answer names the rows that stop."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Problem:
     """A run in the coordinates in which it is integrated.
 
@@ -71,7 +71,7 @@ class Problem:
         return torch.empty(result.shape, dtype=result.dtype, device=result.device).copy_(result)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Adaptive:
     """Ends, tolerances and control of a run with adaptive steps.
 

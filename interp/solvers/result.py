@@ -96,7 +96,7 @@ class Solution:
     Attributes:
         x: the state at the end.
         ts: (m,) float64, the times of ``save_at``, or the end alone.
-        xs: (m, *x.shape), the states at these times.
+        xs: (m, *x.shape), the states at these times; without ``save_at`` a view of x.
         stats: what the run did.
         events: where each of the events happened, in their order.
     """

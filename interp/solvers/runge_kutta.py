@@ -24,7 +24,7 @@ _ENGINES: dict[str, Engine] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Laid:
     """A run in the coordinates of its term.
 

@@ -110,6 +110,8 @@ def row(method, options, cls, config, **noise):
 
 
 NO_CLIP = {"clip_sample": False}
+# Below 15 steps they take the last two by lower orders, whatever the end.
+FULL = {"lower_order_final": False}
 ROWS = [
     # DDIM is Euler's method in the coordinates of every view but the velocity.
     row("euler", {}, "DDIMScheduler", NO_CLIP),
@@ -140,6 +142,12 @@ ROWS = [
     row("dpm++2m", {}, "EDMDPMSolverMultistepScheduler", {}),
     row("dpm++2m", {}, "DPMSolverMultistepScheduler", {**FLOW, "flow_shift": 3.0}),
     row("dpm++2m", {"variant": "heun"}, "DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+    row("dpm++3m", {"published": True}, "DPMSolverMultistepScheduler", {"solver_order": 3, **FULL}),
+    row("dpm++3m", {"published": True}, "DPMSolverMultistepScheduler",
+        {"solver_order": 3, **FULL, "timestep_spacing": "trailing", **SD}),
+    row("deis", {"order": 2}, "DEISMultistepScheduler", {"solver_order": 2, **FULL}),
+    row("deis", {"order": 3}, "DEISMultistepScheduler", {"solver_order": 3, **FULL}),
+    row("edm_heun", {}, "HeunDiscreteScheduler", {**SD, "timestep_spacing": "trailing"}),
     row("unipc", {}, "UniPCMultistepScheduler", {}),
     row("unipc", {"order": 3}, "UniPCMultistepScheduler", {"solver_order": 3}),
 ]  # fmt: skip
