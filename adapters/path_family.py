@@ -7,6 +7,7 @@ weight and law of time, and how it samples. The verbs are here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
@@ -28,6 +29,8 @@ from .arguments import check_label, given, recorded, split
 from .protocol import Batch, Family, checked_shape
 
 Label = Tensor | Sequence[int] | int | None
+Guidance = float | Callable[[Callable[..., Any]], Callable[..., Any]]
+"""A scale, or what `interp.guidance` makes of the family's model."""
 
 
 class Common(TypedDict, total=False):
@@ -197,7 +200,7 @@ class PathFamily(Family):
         seed: int | None = None,
         first_row: int = 0,
         label: Label = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -208,7 +211,8 @@ class PathFamily(Family):
             seed: of the base and of the SDE's noise; None draws one.
             first_row: the number of the first row.
             label: one for all rows or one a row; None for no label.
-            guidance: u + guidance (c - u) with c the velocity under the label and u without.
+            guidance: u + guidance (c - u) with c the velocity under the label and u without; or a function
+                of the model, such as ``lambda model: interp.guidance.posterior(model, family.path, ...)``.
             diffusion: of the SDE, where the method is for SDEs; None is the family's own.
             options: of `interp.solve`; those of ``sampler`` where no method is given, and as many
                 steps where a method that does not adapt is given without.
@@ -277,16 +281,18 @@ class PathFamily(Family):
 
     def term(
         self,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
     ) -> PathODE | PathSDE:
         """What the family integrates: the flow of its path, or with ``diffusion`` its SDE."""
-        model = self.model
-        if guidance != 1:
+        model: Callable[..., Any] = _Told(self.model, self.view, self.time, self.path)
+        if callable(guidance):
+            model = guidance(model)
+        elif guidance != 1:
             model = interp.guide(model, {"label": None}, guidance)
         if diffusion is None:
-            return self.path.ode(model, self.view, self.time)
-        return self.path.sde(model, self.view, diffusion=diffusion, time=self.time)
+            return self.path.ode(model)
+        return self.path.sde(model, diffusion=diffusion)
 
     def _sampler(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What `solve` is asked for: the caller's options, filled up with the family's."""
@@ -297,8 +303,8 @@ class PathFamily(Family):
             filled["steps"] = self.sampler.get("steps", 50)
         return filled
 
-    def _check_conditions(self, label: Label, guidance: float) -> None:
-        if guidance != 1 and label is None:
+    def _check_conditions(self, label: Label, guidance: Guidance) -> None:
+        if not callable(guidance) and guidance != 1 and label is None:
             raise OptionError(
                 f"guidance is {guidance} but no label is given. Give one; a model has labels if "
                 "it was made with classes=..."
@@ -320,6 +326,23 @@ class PathFamily(Family):
         return (
             {} if label is None else {"label": check_label(label, len(x), self.classes, x.device)}
         )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A model that says what it returns, what it is told, and on which path."""
+
+    model: Callable[..., Any]
+    view: str
+    time: str | tuple[str, int]
+    path: interp.Interpolant
+
+    def __call__(self, t: Tensor, x: Tensor, **cond: Any) -> Any:
+        return self.model(t, x, **cond)
+
+    @property
+    def exact_time(self) -> bool:
+        return bool(getattr(self.model, "exact_time", False))
 
 
 _COMMON: Common = {

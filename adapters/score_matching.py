@@ -31,7 +31,7 @@ from interp.noise import normal_like
 from interp.solvers import solve
 
 from .arguments import split
-from .path_family import Common, Label, PathFamily
+from .path_family import Common, Guidance, Label, PathFamily
 from .protocol import Batch
 
 OBJECTIVES = ("denoising", "sliced", "sliced_vr")
@@ -137,7 +137,7 @@ class ScoreMatching(PathFamily):
         seed: int | None = None,
         first_row: int = 0,
         label: Label = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         errors,
         exact,
         grids,
+        guidance,
         hooks,
         losses,
         metrics,
@@ -70,7 +71,8 @@ _HOME = {
     "train": "training",
 }
 _MODULES = (
-    "couplings", "equivalence", "errors", "exact", "families", "grids", "hooks", "losses", "metrics",
+    "couplings", "equivalence", "errors", "exact", "families", "grids", "guidance",
+    "hooks", "losses", "metrics",
     "native", "noise", "plot",
     "schedules", "testing", "times", "tuning",
 )  # fmt: skip
@@ -79,7 +81,7 @@ __all__ = [  # noqa: RUF022 - grouped as a reader meets them
     "schedules", "Interpolant", "couplings", "ODE", "SDE", "Energy", "Event", "solve", "methods",
     "log_prob", "curl", "energy_of_score",
     "sample_and_log_prob", "guide", "precondition", "from_diffusers", "from_k_diffusion", "compile",
-    "native", "best_schedule", "tuning", "exact", "grids", "hooks", "losses", "times", "train",
+    "native", "best_schedule", "tuning", "exact", "grids", "guidance", "hooks", "losses", "times", "train",
     "equivalence", "metrics", "plot", "noise", "errors",
 ]  # fmt: skip
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 from interp.errors import OptionError
 
+from .attention import attend
 from .conditioning import Conditioning, zero
 
 
@@ -93,9 +94,7 @@ class DiTBlock(nn.Module):
 
     def _attention(self, h: Tensor) -> Tensor:
         q, k, v = rearrange(self.project(h), "n t (s g c) -> s n g t c", s=3, g=self.heads)
-        out: Tensor = self.out(
-            rearrange(scaled_dot_product_attention(q, k, v), "n g t c -> n t (g c)")
-        )
+        out: Tensor = self.out(rearrange(attend(q, k, v), "n g t c -> n t (g c)"))
         return out
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 
 from interp.errors import OptionError
 
+from .attention import attend
 from .conditioning import Conditioning, Modulated, zero
 
 
@@ -112,7 +113,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Every position looks at every other; written out, so that forward mode passes through it."""
+    """Every position looks at every other."""
 
     def __init__(self, channels: int, head: int = 32) -> None:
         super().__init__()
@@ -127,8 +128,7 @@ class _Attention(nn.Module):
         q, k, v = rearrange(
             self.project(self.norm(h)), "n (s g c) y x -> s n g (y x) c", s=3, g=self.heads
         )
-        weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        mixed = rearrange(weights @ v, "n g (y x) c -> n (g c) y x", y=h.shape[-2])
+        mixed = rearrange(attend(q, k, v), "n g (y x) c -> n (g c) y x", y=h.shape[-2])
         out: Tensor = h + self.out(mixed)
         return out
 

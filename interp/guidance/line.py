@@ -1,4 +1,4 @@
-"""Guidance: a model pushed away from what it, or a worse one, would say without the condition."""
+"""Guidance along the line from what a model, or a worse one, says without the condition to what it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import OptionError
+from ..errors import OptionError
 
 Model = Callable[..., Tensor]
 
@@ -46,6 +46,16 @@ class Guided:
     def view(self) -> str | None:
         """What the model says that it returns, if it does."""
         return getattr(self.model, "view", None)
+
+    @property
+    def time(self) -> Any:
+        """What the model says that it is told, if it does."""
+        return getattr(self.model, "time", None)
+
+    @property
+    def path(self) -> Any:
+        """The path that the model says that it is on, if it does."""
+        return getattr(self.model, "path", None)
 
     @property
     def exact_time(self) -> bool:
@@ -93,13 +103,7 @@ def guide(
         raise OptionError(
             f"model is a {type(model).__name__}. Give a function model(t, x, **cond)."
         )
-    if not (isinstance(uncond, Mapping) or callable(uncond)):
-        raise OptionError(
-            f"uncond is a {type(uncond).__name__}. Give the conditions to replace, such as "
-            '{"label": None}, or another model.'
-        )
-    if not math.isfinite(scale):
-        raise OptionError(f"the guidance scale is {scale}. Give a finite number; 1 guides nothing.")
+    check(uncond, scale)
     if not 0 <= rescale <= 1:
         raise OptionError(f"rescale is {rescale}. Give a share in [0, 1].")
     if interval is not None and not interval[0] <= interval[1]:
@@ -107,6 +111,21 @@ def guide(
             f"the interval {interval} is empty. Give (first, last) with first <= last."
         )
     return Guided(model, uncond, float(scale), interval, float(rescale))
+
+
+def check(uncond: object, scale: float) -> None:
+    """Refuse what cannot stand for the model without its condition, and a scale that is no number.
+
+    Raises:
+        OptionError: says which.
+    """
+    if not (isinstance(uncond, Mapping) or callable(uncond)):
+        raise OptionError(
+            f"uncond is a {type(uncond).__name__}. Give the conditions to replace, such as "
+            '{"label": None}, or another model.'
+        )
+    if not math.isfinite(scale):
+        raise OptionError(f"the guidance scale is {scale}. Give a finite number; 1 guides nothing.")
 
 
 def _std(x: Tensor) -> Tensor:
