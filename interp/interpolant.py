@@ -476,13 +476,26 @@ def _balanced(p: Tensor, x: Tensor, q: Tensor, value: Tensor) -> Tensor:
         if not holds(~larger):
             most = torch.where(larger, q, p)
             most = torch.where(most == 0, 1.0, most)  # the target is 0
-            return spread(most, x) * _plus(spread(q / most, x) * value, p / most, x)
+            total = _plus(_plus(torch.zeros_like(x), q / most, value), p / most, x)
+            return spread(most, x) * total
         p, x, q, value = q, value, p, x
     ratio = torch.where(q == 0, 0.0, p / q)  # the target is 0
     return spread(q, x) * _plus(value, ratio, x)
 
 
 def _plus(first: Tensor, share: Tensor, second: Tensor) -> Tensor:
+    """First + share second, for a share of at most 1, in two parts where it is near 1 or -1.
+
+    The whole number nearest to it multiplies without rounding, so that the difference of two states
+    that are nearly one (x and the data estimate near data) is exact; what is left of it is small.
+    """
+    whole = share.round()
+    if holds(whole == 0):
+        return _plain_plus(first, share, second)
+    return _plain_plus(_plain_plus(first, whole, second), share - whole, second)
+
+
+def _plain_plus(first: Tensor, share: Tensor, second: Tensor) -> Tensor:
     factor = spread(share, second)
     if factor.ndim == 0:
         return first + factor * second

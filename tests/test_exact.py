@@ -402,3 +402,14 @@ def test_an_infinite_velocity_is_refused_where_it_is():
     assert field(1 - 1e-9, points()).isfinite().all()
     with pytest.raises(TimeError, match="infinite at t = 1"):
         field(1.0, points())
+
+
+@pytest.mark.parametrize("view", ["velocity", "score", "noise", "data", "base", "log_density"])
+@pytest.mark.parametrize("cov", [0.5, [[0.5, 0.1], [0.1, 0.3]]], ids=["number", "matrix"])
+def test_a_path_that_starts_at_a_point_has_no_density_there(view, cov):
+    dim = 1 if isinstance(cov, float) else 2
+    target = Mixture([0.4, 0.6], [[0.0] * dim, [1.0] * dim], [cov, 0.2])
+    field, x = getattr(target, view)(schedules.foellmer()), torch.zeros(3, dim)
+    with pytest.raises(TimeError, match="point 0 and has no density"):
+        field(0.0, x)
+    assert field(1e-3, x).isfinite().all()

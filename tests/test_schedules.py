@@ -546,3 +546,10 @@ def test_a_schedule_takes_a_number(path):
         for f in (path.alpha, path.beta):
             assert torch.equal(f(number), f(t))
             assert torch.equal(f.derivative(number), f.derivative(t))
+
+
+@pytest.mark.parametrize("gamma", [schedules.gammas.root(1.0), schedules.gammas.parabola(2.0)])
+def test_a_latent_turns_exactly_at_the_middle(gamma):
+    """The product (1 - 2 t) / 2 or the slope 2 (1 - 2 t), a rounding before t = 1/2."""
+    before = 0.5 - 2.0**-54
+    assert gamma.times_derivative(before).item() == pytest.approx(2.0**-54, rel=1e-15)

@@ -386,3 +386,15 @@ def test_float32_points_keep_their_dtype_under_float64_times():
         torch.testing.assert_close(data, x1, rtol=0, atol=1e-6)
     scalar = torch.tensor(0.5)
     assert path.convert(scalar, "noise", "score", scalar, 0.3).dtype == torch.float32
+
+
+def test_the_difference_of_nearly_equal_states_is_exact():
+    """Near data, noise - data from data: x and D are one float32 number, and nothing is amplified."""
+    path, t = schedules.trigonometric(), 1 - 2.0**-20
+    x = torch.linspace(-2, 2, 101)
+    k = path.coefficients(t)
+    noise = (1 - k.beta) / k.sigma * x.double()  # x = beta x + sigma n
+    found = path.convert(x, "data", "flow_prediction", x, t)
+    torch.testing.assert_close(found.double(), noise - x, rtol=2e-7, atol=0)
+    rows = path.convert(x, "data", "flow_prediction", x, torch.full((101,), t, dtype=torch.float64))
+    torch.testing.assert_close(rows, found, rtol=2e-7, atol=0)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import Time, as_time, check_rows, require_floating
+from ..arguments import Time, as_time, check_rows, holds, require_floating
 from ..coefficients import Coefficients
 from ..errors import OptionError, TimeError
 from ..interpolant import Interpolant
@@ -105,8 +105,21 @@ class Law:
     # In and out
 
     def coefficients(self, t: Time, x: Tensor) -> Coefficients:
-        """The path's numbers at one time or one per row of ``x``."""
-        return row_coefficients(self.path, t, x, self.m1.device, self.row)
+        """The path's numbers at one time or one per row of ``x``.
+
+        Raises:
+            TimeError: also where the path is a point, which has no density.
+        """
+        k = row_coefficients(self.path, t, x, self.m1.device, self.row)
+        point = (k.beta == 0) & (k.sigma == 0)
+        if not holds(~point):
+            times = k.t.reshape(-1)
+            at = times[point.reshape(len(times), -1).any(1)][0]
+            raise TimeError(
+                f"at t = {at.item():g} neither base nor data has a share in the path: its law is the "
+                "point 0 and has no density. Use a time strictly inside (0, 1)."
+            )
+        return k
 
     def residual(self, k: Coefficients, x: Tensor) -> Tensor:
         """x - mu, (n, P, d)."""

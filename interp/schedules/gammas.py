@@ -23,7 +23,7 @@ def root(a: float = 2.0) -> Schedule:
         OptionError: an ``a`` that is not positive and finite.
     """
     positive(a=a)
-    return Root(lambda t: a * t * (1.0 - t), lambda t: (0.5 * a) * (1.0 - t - t))
+    return Root(lambda t: a * t * (1.0 - t), lambda t: (0.5 * a) * (1.0 - 2.0 * t))
 
 
 def parabola(a: float = 1.0) -> Schedule:
@@ -33,7 +33,7 @@ def parabola(a: float = 1.0) -> Schedule:
         OptionError: an ``a`` that is not positive and finite.
     """
     positive(a=a)
-    return Schedule(lambda t: a * t * (1.0 - t), lambda t: a * (1.0 - t - t))
+    return Schedule(lambda t: a * t * (1.0 - t), lambda t: a * (1.0 - 2.0 * t))
 
 
 def sine_squared(a: float = 1.0) -> Schedule:
