@@ -71,6 +71,19 @@ def check_label(
     return labels.long().expand(rows)
 
 
+def refuse(name: str, verb: str, options: Mapping[str, object]) -> None:
+    """Refuse ``options`` that were given to a ``verb`` which has none, such as a solver's.
+
+    Raises:
+        OptionError: names the first.
+    """
+    for option in options:
+        raise OptionError(
+            f"{verb} of {name} has no option {option!r}: it solves nothing and knows no labels. Leave "
+            "it out."
+        )
+
+
 def recorded(value: object) -> object:
     """What a config holds of an option that may be an object of the user's own.
 

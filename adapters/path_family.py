@@ -17,7 +17,7 @@ import interp
 from interp.base import IsotropicNormal
 from interp.couplings import couple
 from interp.errors import OptionError, UnknownName
-from interp.likelihood import bits_per_dim, dequantise, level_width
+from interp.likelihood import dequantise, level_width
 from interp.losses import Regression
 from interp.noise import normal_like
 from interp.solvers import solve
@@ -260,24 +260,6 @@ class PathFamily(Family):
         term = self.term()
         options = {"base": self.base, **options}
         return interp.log_prob(term, x, cond=self._cond(label, x), **options)
-
-    def bits_per_dim(self, x: Tensor, seed: int = 0, **options: Any) -> Tensor:
-        """Bits per dimension of each image of ``x``, on a grid of ``levels``: (rows,).
-
-        By one draw of uniform dequantisation, so an upper bound in the mean; see
-        `interp.likelihood.bits_per_dim`. Options as in `log_prob`.
-
-        Raises:
-            OptionError: a family made without ``levels``.
-        """
-        if self.levels is None:
-            raise OptionError(
-                "this family was made without levels, so its data have no grid to count bits on. "
-                "Make it with levels=..., the number of grey levels."
-            )
-        generator = torch.Generator(x.device).manual_seed(seed)
-        spread = dequantise(x, self.levels, generator)
-        return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
 
     def term(
         self,

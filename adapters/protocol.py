@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from interp import families
 from interp.errors import OptionError, UnknownName, Unsupported
 from interp.families import VERBS, Batch, Losses, Objective, Optimizer
+from interp.likelihood import bits_per_dim, dequantise
 
 __all__ = ["Batch", "Family", "Losses", "Objective", "Optimizer"]
 
@@ -87,6 +88,27 @@ class Family(nn.Module):
     def log_prob(self, x: Tensor, **options: Any) -> Tensor:
         """The log density of each row of ``x``: (rows,), nats."""
         raise self._unsupported("log_prob")
+
+    levels: int | None = None
+    """The number of grey levels of data on a grid over [-1, 1], where there is one."""
+
+    def bits_per_dim(self, x: Tensor, seed: int = 0, **options: Any) -> Tensor:
+        """Bits per dimension of each image of ``x``, on a grid of ``levels``: (rows,).
+
+        By one draw of uniform dequantisation, so an upper bound in the mean; see
+        `interp.likelihood.bits_per_dim`. Options as in `log_prob`.
+
+        Raises:
+            OptionError: a family made without ``levels``.
+        """
+        if self.levels is None:
+            raise OptionError(
+                "this family was made without levels, so its data have no grid to count bits on. "
+                "Make it with levels=..., the number of grey levels."
+            )
+        generator = Generator(x.device).manual_seed(seed)
+        spread = dequantise(x, self.levels, generator)
+        return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
 
     def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """A latent of each ``x`` for another model to learn: `forward`, or a draw where it has many."""

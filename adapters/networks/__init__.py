@@ -1,19 +1,36 @@
-"""Neural networks that the families share: called ``network(t, x, label=None)``, x's shape out."""
+"""Neural networks that the families share.
+
+Those of a path are called ``network(t, x, label=None)`` and give x's shape; those of `between` lead
+from points of one shape to points of another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from interp.errors import OptionError, UnknownName
 
+from .between import Dense, Level, between, several
 from .dit import DiT
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet", "default", "resolve"]
+__all__ = [
+    "MLP",
+    "Dense",
+    "DiT",
+    "Level",
+    "UNet",
+    "between",
+    "default",
+    "evaluating",
+    "resolve",
+    "several",
+]
 
 _KINDS: dict[str, type[MLP] | type[UNet] | type[DiT]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
 _OWN = "own:"
@@ -57,3 +74,14 @@ def resolve(
         raise UnknownName.of("network", kind, _KINDS)
     options: dict[str, Any] = {} if width is None else {"width": width}
     return _KINDS[kind](shape, classes=classes, outputs=outputs, **options), kind
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """``network`` in evaluation mode, afterwards as it was."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

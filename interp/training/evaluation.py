@@ -69,7 +69,7 @@ def likelihood(
     levels: int | None = getattr(family, "levels", None)
     if levels is not None:
         x = dequantise(x, levels, generator("cpu", derive(seed, "dequantise")))
-    like, chunks = next(family.parameters()), []
+    like, chunks = next(family.parameters(), x), []
     for first in range(0, len(x), batch_size):
         some = x[first : first + batch_size].to(like.device, like.dtype)
         numbered = {} if kind == "exact" else {"first_row": first, "seed": seed}

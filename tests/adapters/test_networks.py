@@ -7,6 +7,7 @@ import torch
 
 from adapters import networks
 from adapters.networks import MLP, DiT, UNet
+from adapters.networks.between import halvings
 from interp.errors import OptionError, UnknownName
 
 SHAPES = [(1, 8, 8), (3, 28, 28), (2, 7, 9), (5,), (2, 3)]
@@ -95,3 +96,46 @@ def test_what_a_network_cannot_be_is_refused():
     assert isinstance(own, torch.nn.Identity)
     with pytest.raises(OptionError, match=r"network of the user's own.*Identity"):
         networks.resolve(name, (8,))
+
+
+# From one shape to another
+
+
+@pytest.mark.parametrize(
+    ("image", "other"),
+    [
+        ((1, 8, 8), (5,)),
+        ((3, 28, 28), (4, 7, 7)),
+        ((1, 8, 12), (2, 4, 6)),
+        ((2, 9, 7), (3,)),
+        ((1, 4, 4), (6, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_an_image_goes_down_to_a_latent_and_up_again(image, other, batch_norm):
+    down = networks.between("conv", image, other, 8, batch_norm).eval()
+    up = networks.between("conv", other, image, 8, batch_norm).eval()
+    x = torch.randn(3, *image)
+    z = down(x)
+    assert (z.shape[1:], up(z).shape) == (other, x.shape)
+    torch.testing.assert_close(torch.cat([down(x[:1]), down(x[1:])]), z)  # rows are alone
+    assert networks.between("mlp", image, other, 8)(x).shape == z.shape
+
+
+def test_where_halving_ends():
+    sides = [halvings((1, side, side), (9,)) for side in (4, 7, 8, 12, 28, 32, 64)]
+    assert sides == [0, 0, 1, 2, 2, 3, 4]  # while even and above 4
+    with pytest.raises(OptionError, match="28 x 28 or 14 x 14 or 7 x 7"):
+        halvings((1, 28, 28), (4, 4, 4))
+
+
+def test_networks_given_one_by_one_are_as_many_as_there_are_parts():
+    a, b = torch.nn.Identity(), torch.nn.Identity()
+    makers = dict.fromkeys(("encoder", "decoder"), lambda kind: torch.nn.Linear(1, 1))
+    assert networks.several((a, b), (3,), makers) == ([a, b], "own:Identity Identity")
+    assert networks.several(None, (3,), makers)[1] == "mlp"
+    assert networks.several(None, (1, 8, 8), makers)[1] == "conv"
+    with pytest.raises(OptionError, match="one nn.Module each for encoder, decoder"):
+        networks.several((a,), (3,), makers)
+    with pytest.raises(OptionError, match="networks of the user's own"):
+        networks.several("own:Identity Identity", (3,), makers)
