@@ -71,7 +71,10 @@ class Curve:
 
     def __repr__(self) -> str:
         if self.config is None:
-            return f"Interpolant(custom, gaussian_base={self.gaussian_base})"
+            # In angle brackets, since it is no call: Hypothesis then shows the one that made it.
+            named = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+            shown = ", ".join(f"{k} {f.described}" for k, f in named.items() if f is not None)
+            return f"<Interpolant of {shown}, {'Gaussian' if self.gaussian_base else 'any'} base>"
         options = ", ".join(f"{k}={reprlib.repr(v)}" for k, v in self.config.items() if k != "name")
         return f"{self.config.get('name')}({options})"
 

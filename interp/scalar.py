@@ -7,6 +7,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,6 +64,18 @@ class Schedule:
         self._times_derivative = times_derivative
         self._second_derivative = second_derivative
         self._zeros: tuple[tuple[float, Tensor], ...] = ()
+
+    @property
+    def described(self) -> str:
+        """The name of the function, or where it was written."""
+        if type(self) is not Schedule:
+            return type(self).__name__
+        function = self._function
+        name = str(getattr(function, "__name__", type(function).__name__))
+        code = getattr(function, "__code__", None)
+        if name != "<lambda>" or code is None:
+            return name
+        return f"at {Path(code.co_filename).name}:{code.co_firstlineno}"
 
     def __call__(self, t: Time) -> Tensor:
         """f(t), float64, of shape t.shape + element; t a number or float64."""

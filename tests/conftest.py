@@ -10,6 +10,9 @@ import torch
 # One thread a process: the tests are small, and so the timings in them mean something.
 torch.set_num_threads(1)
 
+# A project of its own, with a configuration of its own: run by test_example_project.py.
+collect_ignore = ["example_project"]
+
 # What a user or a CI machine has set for their own terminal and data.
 for name in (
     "FORCE_COLOR",

@@ -131,6 +131,70 @@ def test_an_sde_solver_solves(solver):
     assert sol.stats.seed == solver["seed"]
 
 
+@SOME
+@given(testing.couplings(), st.integers(2, 6))
+def test_a_coupling_pairs(coupling, n):
+    x0, x1 = torch.randn(2, n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    paired = coupling(x0, x1, generator=torch.Generator().manual_seed(1))
+    assert [p.shape[1:] for p in paired] == [(2,), (2,)]
+    assert len(paired[0]) == len(paired[1])
+    for one, rows in zip(paired, (x0, x1), strict=True):  # rows of the batch, and no others
+        assert (torch.cdist(one, rows).min(1).values < 1e-12).all()
+
+
+def test_unknown_names_of_couplings_and_families_are_refused():
+    with pytest.raises(OptionError, match="optimal_transport"):
+        testing.couplings(["conditional"])
+    with pytest.raises(OptionError, match="Ask for less"):
+        testing.families(["flow_matching"], sigma_max=st.just(1.0))
+
+
+def test_families_are_drawn_with_their_options():
+    strategy = testing.families(verbs=["log_prob"], sigma_max=st.floats(10.0, 20.0))
+    assert 10 <= first(strategy).config["sigma_max"] <= 20
+
+
+# Twins
+
+
+@settings(deadline=None, max_examples=15)
+@given(paths() | st.just(closed.mirror()) | st.just(closed.encode_decode()))
+def test_the_twin_of_a_path_is_refused(path):
+    testing.assert_equivalent(path, path)
+    testing.assert_different(path, testing.perturbed(path))
+
+
+def test_a_twin_is_asked_of_what_has_one():
+    with pytest.raises(OptionError, match="share"):
+        testing.perturbed(closed.linear(), by=0.0)
+
+
+# Paths of one's own
+
+
+def test_a_path_that_turns_back_is_found_out():
+    def turns(t):
+        return t + 2 * torch.sin(2 * math.pi * t) / (2 * math.pi)
+
+    with pytest.raises(AssertionError, match=r"log-SNR falls from .* at t = .*turns back"):
+        testing.assert_path(interp.Interpolant(lambda t: 1 - turns(t), turns))
+
+
+def test_a_slope_that_is_wrong_is_found_out():
+    """One that the check on building lets pass: right at its grid, wrong between."""
+    path = closed.linear()
+    path.beta._derivative = lambda t: torch.full_like(t, 1.001)
+    with pytest.raises(AssertionError, match=r"beta' is 1\.001 at t = [0-9.]+, and .* show 1"):
+        testing.assert_path(path)
+
+
+@settings(deadline=None, max_examples=8)
+@given(schedules())
+def test_the_paths_of_the_strategies_are_paths(path):
+    """A table's spline has slopes in it that differences of 1e-5 see to 1e-4."""
+    testing.assert_path(path, tol=1e-4 if path.table or path.config is None else 1e-6)
+
+
 # Orders
 
 

@@ -131,7 +131,19 @@ def _change(a: Interpolant, b: Interpolant, tol: float) -> tuple[Between | None,
     try:
         return between(a, b, max(tol, SAME)), ""
     except InterpError as error:
+        if _at_equal_times(a, b) <= tol:  # curves that turn back, gone through alike
+            ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+            return Between(a, b, (0.0, 1.0), _itself, (ends[0], ends[1]), _itself, (0.0, 1.0)), ""
         return None, str(error)
+
+
+def _itself(t: Tensor) -> Tensor:
+    return t
+
+
+@torch.no_grad()
+def _at_equal_times(a: Interpolant, b: Interpolant) -> float:
+    return float(angle(ratios(a, GRID), ratios(b, GRID)).max())
 
 
 def _gaussian(

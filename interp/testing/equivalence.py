@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..equivalence import compare
+from ..interpolant import Interpolant
 
 
 def assert_equivalent(a: Any, b: Any, tol: float = 1e-6) -> float:
@@ -23,5 +24,26 @@ def assert_equivalent(a: Any, b: Any, tol: float = 1e-6) -> float:
     """
     report = compare(a, b, tol)
     if not report.equivalent:
-        raise AssertionError(f"{a!r} and {b!r} are not one:\n{report}")
+        raise AssertionError(f"{_said(a)} and {_said(b)} are not one:\n{report}")
     return report.max_error
+
+
+def assert_different(a: Any, b: Any, tol: float = 1e-6) -> float:
+    """Assert that they are not one: of a twin that is a little off, that the test sees it.
+
+    Arguments and what is returned as of `assert_equivalent`.
+
+    Raises:
+        AssertionError: they are one.
+    """
+    report = compare(a, b, tol)
+    if report.equivalent:
+        raise AssertionError(f"{_said(a)} and {_said(b)} are one:\n{report}")
+    return report.max_error
+
+
+def _said(one: Any) -> str:
+    """A path by itself, a family by what makes it again."""
+    if isinstance(one, Interpolant) or not hasattr(one, "config"):
+        return repr(one)
+    return f"{getattr(one, 'name', type(one).__name__)}({dict(one.config)})"

@@ -1,4 +1,4 @@
-"""What to test with: random schedules, paths, targets, times and solvers.
+"""What to test with: random schedules, paths, targets, couplings, times, solvers and families.
 
 Numbers stay where a test's own finite differences do: slopes below about 30, log-SNR within 25,
 covariances of condition below 100.
@@ -14,7 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from .. import couplings as pairings
+from .. import families as registry
 from .. import schedules as named
+from ..couplings import Coupling
 from ..errors import OptionError
 from ..exact import Empirical, Gaussian, Mixture, Product, Target
 from ..interpolant import Interpolant
@@ -202,6 +205,74 @@ def _empiricals(d: int) -> st.SearchStrategy[Empirical]:
 
 def _products(d: int) -> st.SearchStrategy[Target]:
     return st.builds(Product, st.tuples(_gaussians(d - 1), _mixtures(1)))
+
+
+# Couplings
+
+_REG = st.none() | st.floats(0.05, 2.0)
+_COUPLINGS: Mapping[str, st.SearchStrategy[Coupling]] = {
+    "independent": st.builds(pairings.independent),
+    "given": st.builds(pairings.given),
+    "optimal_transport": st.builds(pairings.optimal_transport, reg=_REG),
+    "unbalanced": st.builds(pairings.unbalanced, tau=st.none() | st.floats(0.5, 10.0)),
+    "partial": st.builds(pairings.partial, st.floats(0.2, 1.0)),
+    "schroedinger_bridge": st.builds(pairings.schroedinger_bridge, sigma=st.floats(0.3, 2.0)),
+}
+
+
+def couplings(names: Sequence[str] | None = None) -> st.SearchStrategy[Coupling]:
+    """Couplings of the rows of two batches, without labels.
+
+    Args:
+        names: some of ``interp.couplings.names()`` but conditional, which needs labels; None for all.
+    """
+    chosen = list(_COUPLINGS) if names is None else list(names)
+    if not chosen or not set(chosen) <= set(_COUPLINGS):
+        raise OptionError(f"names={names!r}. Give some of {', '.join(_COUPLINGS)}.")
+    return st.one_of([_COUPLINGS[name] for name in chosen])
+
+
+# Families
+
+
+def families(
+    names: Sequence[str] | None = None,
+    verbs: Sequence[str] = (),
+    shape: tuple[int, ...] = (2,),
+    **options: st.SearchStrategy[Any],
+) -> st.SearchStrategy[registry.Family]:
+    """Families that are installed or registered, untrained; with a width of 8 where they have one.
+
+    Args:
+        names: some of ``interp.families.available()``; None for all.
+        verbs: that each of them has.
+        shape: of a data point.
+        **options: strategies of options by name; a family that has no such option is left out.
+
+    Raises:
+        UnknownName: a family that does not exist.
+        OptionError: no family that has it all.
+    """
+    chosen = []
+    for name in registry.available() if names is None else names:
+        factory = registry.load(name)
+        known, has = registry.options(factory), registry.verbs(factory)
+        if all(has[v] for v in verbs) and (known is None or set(options) <= set(known)):
+            chosen.append(name)
+    if not chosen:
+        raise OptionError(
+            f"no family among {names or registry.available()} has the verbs {tuple(verbs)} and the "
+            f"options {tuple(options)}. Ask for less."
+        )
+
+    def made(name: str) -> st.SearchStrategy[registry.Family]:
+        # A small network is made in a moment, and a failure shrinks through hundreds of them.
+        narrow = "width" in (registry.options(registry.load(name)) or ())
+        small = {"width": st.just(8)} if narrow else {}
+        # builds: the report of a failure shows the call.
+        return st.builds(registry.create, st.just(name), st.just(shape), **{**small, **options})
+
+    return st.sampled_from(chosen).flatmap(made)
 
 
 # Solvers
