@@ -117,7 +117,8 @@ def programme(
             "clip_sample or thresholding in the scheduler's configuration, which are kept."
         )
     order = _order(path, view, method, grid, options)
-    width = max(order * len(grid) + 2, 64)  # the start, all outputs, and one or two at the end
+    # The start, all outputs, one or two at the end; and more than there are normals, to tell them apart.
+    width = order * len(grid) + 64
     found, drawn = _run(path, view, method, grid, options, width, basis=True)
     rows = found.points
     noise: list[Weights] = [()] * len(found.times)
@@ -126,7 +127,7 @@ def programme(
         rows = [p - q for p, q in zip(rows, silent.points, strict=True)]
         kept = [_kept(p, q) for p, q in itertools.pairwise(rows)]
         pairs = itertools.pairwise(silent.points)
-        taken = [(q - a * p)[:64] for a, (p, q) in zip(kept, pairs, strict=True)]
+        taken = [q - a * p for a, (p, q) in zip(kept, pairs, strict=True)]
         noise = _normals(method, taken, silent.times, grid, order, drawn)
     stages = []
     for j, (here, there) in enumerate(itertools.pairwise(rows)):
@@ -181,7 +182,9 @@ def _normals(
 ) -> list[Weights]:
     """The noise that each stage takes, in unit normals of the Brownian path over parts of its step.
 
-    The realised normals are known, so that their coefficients follow by least squares, exactly.
+    Those of the steps before are among them: a multistep method that looks back at a state of before,
+    for the data estimate there, finds it without the noise since. The realised normals are known, so
+    that their coefficients follow by least squares, exactly.
     """
     path = BrownianPath(1, len(taken[0]), 0, depth=depth)
     marks = sorted({*times, *grid})
@@ -195,15 +198,17 @@ def _normals(
             continue
         i = min(j // order, len(grid) - 2)
         low, high = sorted((number[grid[i]], number[grid[i + 1]]))
-        parts = range(low, high)
-        units = [(w[k + 1] - w[k]) / math.sqrt(marks[k + 1] - marks[k]) for k in parts]
-        matrix = torch.stack(units, 1)
-        shares = torch.linalg.lstsq(matrix, noise[:, None]).solution
-        if float((matrix @ shares - noise[:, None]).abs().max()) > 1e-6 * size:
+        for parts in (range(low, high), range(high)):
+            units = [(w[k + 1] - w[k]) / math.sqrt(marks[k + 1] - marks[k]) for k in parts]
+            matrix = torch.stack(units, 1)
+            shares = torch.linalg.lstsq(matrix, noise[:, None]).solution[:, 0]
+            if float((matrix @ shares - noise).abs().max()) < 1e-6 * size:
+                break
+        else:
             raise Unsupported(
-                f"{method} draws normals that are not those of its step on the Brownian path, which a "
+                f"{method} draws normals that are not those of its steps on the Brownian path, which a "
                 "scheduler's loop has no place for. Use interp.solve, or another method."
             )
-        pairs = zip(parts, shares[:, 0].tolist(), strict=True)
+        pairs = zip(parts, shares.tolist(), strict=True)
         found.append(tuple((k, c) for k, c in pairs if abs(c) > 1e-9 * size))
     return found

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from .equivalence import assert_different, assert_equivalent
     from .made import composed, monotone, two_sided
     from .marginals import assert_same_marginals
-    from .orders import Problem, assert_order
+    from .orders import PathProblem, Problem, assert_order
     from .own_path import assert_path
     from .strategies import couplings, families, paths, schedules, solvers, targets, times
     from .twins import perturbed
 
 # By name when asked for: pytest imports this package with its plugin, in every run.
 _HOME = {
+    "PathProblem": "orders",
     "Problem": "orders",
     "assert_different": "equivalence",
     "assert_equivalent": "equivalence",
@@ -57,6 +58,7 @@ _HOME = {
 }
 
 __all__ = [
+    "PathProblem",
     "Problem",
     "assert_different",
     "assert_equivalent",

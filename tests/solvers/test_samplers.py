@@ -15,6 +15,7 @@ from interp.errors import OptionError, TimeError, UnknownName, Unsupported
 from interp.solvers.ancestral import ddpm
 from interp.solvers.exponential import Levels
 from interp.solvers.programme import Move
+from interp.testing import assert_order
 
 F64 = torch.float64
 TABLE = schedules.from_betas("linear")
@@ -300,6 +301,20 @@ ORDERS = [
         "unipc": [{}, {"variant": "bh1"}, {"prediction": "noise"}],
     }.get(m.name, [{}])
 ]
+
+
+@pytest.mark.parametrize(("method", "order", "options"), ORDERS)
+def test_observed_order_on_a_gaussian_and_on_a_mixture(
+    method: str, order: int, options: dict[str, object]
+) -> None:
+    """On steps uneven in log-SNR, whose errors are asymptotic: 0.3 is for the next term."""
+    assert_order(method, order=order, **options)  # type: ignore[arg-type]
+
+
+def test_the_printed_update_is_of_order_two_on_mixtures_too() -> None:
+    assert_order("dpm++3m", order=2, published=True)
+    with pytest.raises(AssertionError, match="not 3"):
+        assert_order("dpm++3m", published=True)
 
 
 @pytest.mark.parametrize(("method", "order", "options"), ORDERS)
