@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import InterpError
 from ..interpolant import Interpolant
+from ..terms import PathMap
 from ..views import VIEWS
 from . import measures
 from .measures import Apart
@@ -188,6 +189,11 @@ def _view(family: Any) -> str:
     return str(getattr(family, "view", "velocity"))
 
 
+def _is_map(family: Any) -> bool:
+    """Whether what is integrated is a map between two times."""
+    return hasattr(family, "term") and isinstance(_tried(family.term, None), PathMap)
+
+
 def _pairs(family: Any) -> str:
     return str(getattr(family, "pairing", "independent"))
 
@@ -205,7 +211,7 @@ def _relation(
             f"{a} pairs noise and data by {pairs[0]}, {b} by {pairs[1]}. Where the ends go together "
             "otherwise, the points between have another velocity."
         )
-    maps = [view not in VIEWS for view in views]
+    maps = [_is_map(one) for one in families]
     if maps[0] != maps[1]:
         field_, map_ = (b, a) if maps[0] else (a, b)
         return "map", (
