@@ -143,6 +143,8 @@ def require_same(**tensors: Tensor) -> None:
         for what in ("shape", "dtype", "device"):
             mine, wanted = getattr(tensor, what), getattr(reference, what)
             if mine != wanted:
+                if what == "shape":
+                    mine, wanted = tuple(mine), tuple(wanted)
                 raise OptionError(f"{name} has {what} {mine} but {first} has {wanted}. Match them.")
 
 

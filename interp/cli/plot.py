@@ -267,6 +267,8 @@ class Coupled(Picture):
             raise OptionError(f"{self.target} is not in the plane. Give --target moons or eight.")
         if self.n < 1:
             raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
+        if not self.names:
+            raise OptionError("no coupling is named. Give one or more of those of `interp list`.")
         x1 = law.sample(self.n, seed=self.seed)
         x0 = noise.normal((self.n, 2), seed=derive(self.seed, "base"))
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
