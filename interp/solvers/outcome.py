@@ -48,7 +48,7 @@ def solution(
         rows=rows,
     )  # fmt: skip
     ended = stats
-    if done and made.last is not None and isinstance(term, PathODE):
+    if done and made.last is not None and isinstance(term, (PathODE, PathSDE)):
         x, xs, stats = _last_step(term, request, made, x, xs, stats, observer)
     if stats.status == "done" and made.denoise and isinstance(term, (PathODE, PathSDE)):
         x, xs, stats = ending.to_clean_data(term, request, x, xs, stats)
@@ -125,7 +125,7 @@ def spread_rows(scale: Tensor, xs: Tensor) -> Tensor:
 
 
 def _last_step(
-    term: PathODE, request: Request, made: Plan, x: Tensor, xs: Tensor, stats: Stats,
+    term: PathODE | PathSDE, request: Request, made: Plan, x: Tensor, xs: Tensor, stats: Stats,
     observer: Observer | None,
 ) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """The first-order step to clean data, and the output times inside it."""

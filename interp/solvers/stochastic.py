@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..arguments import transforming, whole
+from ..arguments import host, transforming, whole
 from ..errors import OptionError, Unsupported
 from ..terms import SDE, Cond, Field, PathSDE
+from ..terms.model import NEGLIGIBLE
+from ..views import NOISE_LIKE
 from . import rust_backend, stochastic_tableaus, torch_backend
 from .euler_maruyama import euler_maruyama as recurrence
 from .plan import Engine, Plan, Request, pose
@@ -78,20 +80,55 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
     def plan(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
         noise = noise_of(term, x, request.ends[0], request.cond)
         chosen = choose(request, term, noise)
-        field = drift_of(term, request.cond)
-        problem = pose(x, x, request.saves, field, term.exact_time, request.backend)
+        _require_finite(request, term)
+        field, saves = drift_of(term, request.cond), request.saves
+        stop = _stop(chosen, request, term)
+        if stop != request.ends[1]:
+            saves = [s for s in saves if s != request.ends[1]]
+        problem = pose(x, x, saves, field, term.exact_time, request.backend)
         problem.diffusion, problem.channels = noise.field, noise.channels
         problem.correction = _correction(noise.field)
         problem.observer = observer
-        return _run(chosen, problem, noise, request, term, x)
+        return _run(chosen, problem, noise, request, term, x, stop)
 
     return plan
 
 
-def _run(
-    chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor
-) -> Plan:
+def _require_finite(request: Request, term: SDE | PathSDE) -> None:
+    """Refuse a run from where G is infinite.
+
+    Raises:
+        Unsupported: names a method that begins there.
+    """
+    start = request.ends[0]
+    if isinstance(term, PathSDE) and not term.eps(host(start)).isfinite():
+        raise Unsupported(
+            f'diffusion="reverse" is infinite at t = {start:g} of this path, where {request.method.name} '
+            'has no step. Use method="euler_maruyama", whose steps are exponential, or begin a little later, '
+            "e.g. t=(0.001, 1.0)."
+        )
+
+
+def _stop(chosen: Scheme, request: Request, term: SDE | PathSDE) -> float:
+    """Where the scheme's own steps end: one before clean data, if it would ask for the score there."""
     (start, stop), grid = request.ends, request.grid
+    asks = any(c == 1 and kind == "drift" for c, kind, _ in chosen.stages)
+    if (
+        grid is None
+        or start > stop
+        or not (asks and isinstance(term, PathSDE) and term.exponential)
+    ):
+        return stop
+    clean = float(term.path.coefficients(host(stop)).sigma) <= NEGLIGIBLE
+    return grid[-2] if clean and term.view not in NOISE_LIKE else stop
+
+
+def _run(
+    chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor,
+    stop: float,
+) -> Plan:  # fmt: skip
+    start, grid = request.ends[0], request.grid
+    last = None if stop == request.ends[1] else request.ends[1]
     goal = None
     if grid is None:
         # Its times are the tree's own, so that the depth only says how short a step may become.
@@ -101,10 +138,11 @@ def _run(
     else:
         key = noise_key(term, x, grid, request)
         require_saves_on(grid, request.saves)
+        grid = grid if last is None else grid[:-1]
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).stochastic
     arguments = (chosen, noise.shared, key, grid, goal)
     saves, asked = request.saves, request.asked
-    return Plan(engine, arguments, problem, saves, asked, None, start, stop, noise=key)
+    return Plan(engine, arguments, problem, saves, asked, None, start, stop, last, noise=key)
 
 
 def require_saves_on(grid: list[float], saves: list[float]) -> None:

@@ -280,6 +280,11 @@ class PathSDE(PathTerm):
             a, b = kept + to_data * (0.0 if p is None else p), to_data * q
         return Steps(a.tolist(), b.tolist(), (noise / (r - t).abs().sqrt()).tolist())
 
+    def first_order(self, t: Tensor, r: Tensor, x: Tensor, value: Tensor) -> Tensor:
+        """The step from t to clean data at r, where sigma(r) = 0 and no noise is left: beta_r D."""
+        data = self.path.convert(value, self.view, "data", x, t)
+        return spread(self.path.coefficients(r).beta, x) * data
+
     def _damping(self, t: Tensor, r: Tensor) -> Tensor:
         """K = |int_t^r eps^2 / (2 sigma^2) dt|, by Gauss-Legendre where it is no closed form."""
         if self._eps is None:
