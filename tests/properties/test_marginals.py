@@ -47,7 +47,7 @@ def test_sde_and_ode_leave_one_law(name: str, method: str, eps: float | str) -> 
 
 @pytest.mark.parametrize("name", ["linear", "vp", "ve"])
 def test_a_drift_without_its_score_leaves_another_law(name: str) -> None:
-    ode, sde = terms(name, 1.0)
+    ode, _ = terms(name, 1.0)
     bare = interp.SDE(lambda t, x: TARGET.velocity(PATHS[name])(t.double(), x), 1.0)
     start = TARGET.marginal(PATHS[name], START)
     with pytest.raises(AssertionError, match="differ"):
