@@ -69,6 +69,11 @@ def requested(
             'each its own. Use gradient="direct" or "checkpointed".'
         )
     name = _backend(backend, method, x, times is not None, gradient, options)
+    if times is None and x.is_meta:
+        raise Unsupported(
+            "adaptive steps follow from the state, and a tensor on the meta device has no numbers. Give "
+            "steps=N or a grid."
+        )
     if per_row:
         _check_rows(method, name, x, gradient)
     return Request(

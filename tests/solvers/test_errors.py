@@ -129,6 +129,7 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
         flow, {"backend": "rust", "x": X.half(), "steps": 2}, Unsupported,
         r"torch\.float16 on cpu", 'backend="torch"',
     ),
+    (flow, {"x": X.to("meta")}, Unsupported, "the meta device has no numbers", "steps=N"),
     (flow, {"backend": "rust", "x": X.to("meta")}, Unsupported, "on meta", 'backend="torch"'),
     (
         flow, {"backend": "rust", "x": X.clone().requires_grad_()}, Unsupported,
