@@ -12,6 +12,7 @@ x may have any shape of as many elements as the target has dimensions.
 from __future__ import annotations
 
 from .empirical import Empirical
+from .gradient_flows import gradient_flow, jko_step, particle_law
 from .mixture import Gaussian, Mixture
 from .plans import schroedinger_plan, transport_plan
 from .product import Product
@@ -26,6 +27,9 @@ __all__ = [
     "Mixture",
     "Product",
     "Target",
+    "gradient_flow",
+    "jko_step",
+    "particle_law",
     "schroedinger_plan",
     "transport_plan",
 ]
