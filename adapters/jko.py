@@ -1,0 +1,249 @@
+"""Minimising movements: each map takes a step down a functional, at the price of its transport.
+
+    rho_k+1 = argmin_rho  F(rho) + W2^2(rho, rho_k) / (2 h)
+
+Jordan, Kinderlehrer, Otto 1998: as h falls this is the gradient flow of F in the Wasserstein metric;
+for F = KL(. | exp(-U)) the Fokker-Planck equation of Langevin's dynamics. With rho_k+1 = T # rho_k, and the
+F of an unknown law of data, the step is a game of the map and a critic of the two laws (Fan, Taghvaei,
+Chen, 2112.02424; as a semi-dual of unbalanced transport: S-JKO, Choi, Choi, Kang, 2402.05443).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import softplus
+
+from interp import noise
+from interp.arguments import real, whole
+from interp.errors import OptionError, UnknownName
+from interp.noise import normal_like
+
+from . import networks
+from .arguments import split
+from .networks.potential import potential, slope
+from .protocol import Batch, Family, Losses, Objective, Optimizer
+
+_FIRST_VARIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda lr: -lr,
+    "reverse_kl": lambda lr: -lr.exp(),
+    "js": lambda lr: -0.5 * softplus(lr),
+    "chi2": lambda lr: 2 * torch.exp(-lr),
+}
+"""f'(rho / nu) of each divergence E_nu f(rho / nu), up to a constant, by lr = log(nu / rho):
+f(r) = r log r, -log r, (r log r - (1 + r) log((1 + r) / 2)) / 2 and (r - 1)^2."""
+
+_CONJUGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": lambda s: torch.expm1(s),
+    "chi2": lambda s: torch.where(s >= -2, s + s * s / 4, -1.0),
+}
+"""f*(s) = sup_r r s - f(r), of r log r - r + 1 and (r - 1)^2 over r >= 0."""
+
+FUNCTIONALS = (*_FIRST_VARIATIONS, "mmd")
+
+
+class JKO(Family):
+    """Train one map a step; sample by all of them, from N(0, 1).
+
+    With nu the data, y = T(x), x ~ rho_k, and l the logit of a discriminator of data and y,
+
+        map     E |y - x|^2 / (2 h) + E f'(exp(-l(y)))          f' the first variation of F
+        critic  E_nu softplus(-l) + E softplus(l(y)).
+
+    With F = "mmd" there is no critic: F = E|Y - X| - E|Y - Y'| / 2, half the squared maximum mean
+    discrepancy of the kernel -|x - y|. T is x + a network that starts at zero: near the identity, as a
+    step's optimal map, but nothing forces it to be the gradient of a convex function.
+
+    ``semi_dual=True`` is S-JKO: one map from N(0, 1) to the latest rho, which starts each step from its last
+    self (so that a step costs one map, not k), against a potential v with the semi-dual's own loss,
+
+        sup_v inf_T  E [|T(z) - T_k(z)|^2 / (2 h) - v(T(z))] - E_nu f*(-v).
+
+    Both critics have one optimum, v = -f'(rho / nu).
+
+    Args:
+        shape: of one data point.
+        network: network(t, x) -> like x of the user's own, told t = 0 and copied for each step; or "mlp",
+            "unet", "dit"; None is "mlp", as a step runs through all maps before it.
+        critic: network(t, x) -> (rows,) of the user's own, or a kind, as in `networks.potential`.
+        functional: the F of which the data are the minimum: "kl", "reverse_kl", "js", "chi2" or "mmd".
+        h: the step, in units of |x|^2 / F.
+        maps: how many steps.
+        semi_dual: S-JKO; "kl" or "chi2".
+        critic_steps: of the critic for each one of a map.
+        r1: adds (r1 / 2) E_nu |grad critic|^2 to the critic's loss, which tames a critic of laws that
+            hardly meet (Mescheder, Geiger, Nowozin, 1801.04406); it then is no longer the exact ratio.
+        width: of networks made here.
+        lr: the largest learning rate.
+
+    Raises:
+        UnknownName: a functional or a network that does not exist.
+        OptionError: an option out of range, or a functional that has no semi-dual here.
+    """
+
+    name = "jko"
+    verbs: ClassVar[Mapping[str, bool | str]] = {
+        "reverse": "exact",
+        "loss": "exact",
+        "sample": "exact",
+    }
+    phase: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        network: nn.Module | str | None = None,
+        critic: nn.Module | str | None = None,
+        functional: str = "kl",
+        h: float = 1.0,
+        maps: int = 4,
+        semi_dual: bool = False,
+        critic_steps: int = 2,
+        r1: float = 0.0,
+        width: int | None = None,
+        lr: float = 1e-3,
+    ) -> None:
+        if functional not in FUNCTIONALS:
+            raise UnknownName.of("functional", functional, FUNCTIONALS)
+        if semi_dual and functional not in _CONJUGATES:
+            raise OptionError(
+                f"functional={functional!r} has no semi-dual here. Give one of {sorted(_CONJUGATES)}, or "
+                "semi_dual=False."
+            )
+        if real("h", h) == 0:
+            raise OptionError("h=0 takes no step. Give a positive number.")
+        real("r1", r1)
+        whole("maps", maps, 1)
+        whole("critic_steps", critic_steps, 1)
+        made, kind = networks.resolve("mlp" if network is None else network, shape, width=width)
+        judge, judged = potential(critic, shape, width)
+        config = {
+            "network": kind, "critic": judged, "functional": functional, "h": h, "maps": maps,
+            "semi_dual": semi_dual, "critic_steps": critic_steps, "r1": r1, "width": width,
+        }  # fmt: skip
+        super().__init__(shape, config, lr=lr)
+        self.functional, self.h, self.semi_dual = functional, h, semi_dual
+        self.critic_steps, self.steps, self.r1 = critic_steps, maps, r1
+        copies = 1 if semi_dual else maps
+        self.networks = nn.ModuleList(
+            made if k == 0 else copy.deepcopy(made) for k in range(copies)
+        )
+        self.critic = None if functional == "mmd" else judge
+        # S-JKO: the map of the step before; part of the state, so that a run resumes.
+        self.last = copy.deepcopy(made).requires_grad_(False) if semi_dual else None
+        self.register_buffer("phase", torch.zeros((), dtype=torch.int64))
+
+    # The maps
+
+    def reverse(self, z: Tensor, steps: int | None = None, **options: Any) -> Tensor:
+        """Where all maps, or the first ``steps`` of them, carry ``z``; S-JKO has one for all."""
+        if options:
+            raise UnknownName.of("option of jko's maps", next(iter(options)), ("steps",))
+        z, _ = split(z, self.shape)
+        count = len(self.networks)
+        for network in self.networks[: count if steps is None else whole("steps", steps, 0, count)]:
+            z = _moved(network, z)
+        return z
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, seed: int | None = None, first_row: int = 0, **options: Any
+    ) -> Tensor:
+        """``n`` samples: the maps on rows ``first_row ...`` of the numbered normals of ``seed``."""
+        like = next(self.parameters())
+        z = noise.normal(
+            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
+        )
+        return self.reverse(z, **options)
+
+    # Training
+
+    def stages(self) -> Sequence[str]:
+        """One phase a step."""
+        return tuple(f"step {k + 1}" for k in range(self.steps))
+
+    def after_stage(self, step: int, total: int) -> None:
+        """The law that a step has reached is where the next one starts."""
+        if self.last is not None:
+            self.last.load_state_dict(self.networks[0].state_dict())
+        self.phase += 1
+
+    def objectives(self, step: int, total: int) -> Iterator[Objective]:
+        """The critic, ``critic_steps`` times, then the map of this step."""
+        how = self.optimizer(step, total)
+        if self.critic is not None:
+            for _ in range(self.critic_steps):
+                yield Objective("critic", [*self.critic.parameters()], self.critic_loss, how)
+        k = 0 if self.semi_dual else int(self.phase)
+        yield Objective(f"map {k + 1}", [*self.networks[k].parameters()], self.map_loss, how)
+
+    def optimizer(self, step: int, total: int) -> Optimizer:
+        """Adam for a game, betas (.5, .9): warmed up and let fall to zero in each step of the flow."""
+        phases = self.steps
+        first = [-(-k * total // phases) for k in range(phases + 1)]
+        k = self.stages().index(self.stage(step, total))
+        base = super().optimizer(step - first[k], max(1, first[k + 1] - first[k]))
+        return Optimizer(base.lr, "Adam", {"betas": (0.5, 0.9)})
+
+    def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
+        """The map's loss and the critic's; neither moves the other's weights."""
+        if self.critic is None:
+            return {"map": self.map_loss(batch, generator)}
+        return {
+            "map": self.map_loss(batch, generator),
+            "critic": self.critic_loss(batch, generator),
+        }
+
+    def map_loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
+        """E |y - x|^2 / (2 h) and the first variation of F at y; the critic's weights are constants."""
+        x1, _ = split(batch, self.shape)
+        x, y = self._moved(x1, generator)
+        cost = (y - x).flatten(1).square().sum(1).mean() / (2 * self.h)
+        if self.critic is None:
+            return cost + _half_discrepancy(y.flatten(1), x1.flatten(1))
+        weights = {name: p.detach() for name, p in self.critic.named_parameters()}
+        value = torch.func.functional_call(self.critic, weights, (x1.new_zeros(()), y))
+        descent = -value if self.semi_dual else _FIRST_VARIATIONS[self.functional](value)
+        return cost + descent.mean()
+
+    def critic_loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
+        """Of the discriminator, or of the semi-dual's potential; the map is a constant."""
+        x1, _ = split(batch, self.shape)
+        with torch.no_grad():
+            _, y = self._moved(x1, generator)
+        assert self.critic is not None  # "mmd" has no such objective
+        t = x1.new_zeros(())
+        at_data, at_map = self.critic(t, x1), self.critic(t, y)
+        loss: Tensor = softplus(-at_data).mean() + softplus(at_map).mean()
+        if self.semi_dual:
+            loss = at_map.mean() + _CONJUGATES[self.functional](-at_data).mean()
+        if self.r1:
+            steep = slope(self.critic, t, x1).flatten(1).square().sum(1)
+            loss = loss + self.r1 / 2 * steep.mean()
+        return loss
+
+    def _moved(self, like: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """As many points as ``like`` has, where this step starts, and where its map puts them."""
+        z = normal_like(like, generator)
+        if self.last is not None:
+            with torch.no_grad():
+                x = _moved(self.last, z) if int(self.phase) else z
+            return x, _moved(self.networks[0], z)
+        with torch.no_grad():
+            x = self.reverse(z, int(self.phase))
+        return x, _moved(self.networks[int(self.phase)], x)
+
+
+def _moved(network: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = x + network(x.new_zeros(()), x)
+    return y
+
+
+def _half_discrepancy(y: Tensor, x: Tensor) -> Tensor:
+    """E|Y - X| - E|Y - Y'| / 2, over pairs of different rows."""
+    pairs = max(1, len(y) * (len(y) - 1))
+    return torch.cdist(y, x).mean() - torch.cdist(y, y).sum() / (2 * pairs)
