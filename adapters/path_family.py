@@ -22,7 +22,7 @@ from interp.losses import Regression
 from interp.noise import normal_like
 from interp.solvers import solve
 from interp.solvers.catalogue import find
-from interp.terms import PathODE, PathSDE
+from interp.terms import PathMap, PathODE, PathSDE
 
 from . import networks
 from .arguments import check_label, given, recorded, split
@@ -75,6 +75,7 @@ class PathFamily(Family):
         outputs: how many tensors of x's shape the network gives, along the first axis of a point.
         own_base: whether the family itself says what x0 is, as under a coupling beside a latent, where
             the path cannot: x0 ~ N(0, 1) is not independent of x1.
+        embedding: how a network made here is told its time, or its two; see `networks.resolve`.
         common: see `Common`; what is missing is the family's ``defaults``, then that of
             `interp.losses.Regression`.
 
@@ -113,6 +114,7 @@ class PathFamily(Family):
         precondition: Mapping[str, Any] | None = None,
         outputs: int = 1,
         own_base: bool = False,
+        embedding: Mapping[str, Any] | None = None,
         **common: Unpack[Common],
     ) -> None:
         options: dict[str, Any] = {**_COMMON, **self.defaults, **common}
@@ -134,7 +136,7 @@ class PathFamily(Family):
                 "Build it with gaussian_base=True."
             )
         shape = checked_shape(shape)  # before a network is made for it
-        made, kind = networks.resolve(network, shape, classes, width, outputs)
+        made, kind = networks.resolve(network, shape, classes, width, outputs, **(embedding or {}))
         config = {
             "network": kind, **own, "classes": classes, "width": width,
             "label_dropout": options["label_dropout"], "levels": levels,
@@ -224,13 +226,14 @@ class PathFamily(Family):
         x0 = self.start(n, seed, first_row)
         self._check_conditions(label, guidance)
         options = self._sampler(options)
-        if find(options["method"]).kind == "sde":
+        kind = find(options["method"]).kind
+        if kind == "sde":
             diffusion = self.diffusion if diffusion is None else diffusion
             if diffusion is None:
                 raise OptionError(
                     f"{options['method']} integrates SDEs. Give diffusion=, the size of its noise."
                 )
-        term = self.term(guidance, diffusion)
+        term = self.flow_map(guidance) if kind == "map" else self.term(guidance, diffusion)
         return self._solve(term, x0, label, seed=seed, first_row=first_row, **options)
 
     @property
@@ -275,6 +278,13 @@ class PathFamily(Family):
         if diffusion is None:
             return self.path.ode(model)
         return self.path.sde(model, diffusion=diffusion)
+
+    def flow_map(self, guidance: float = 1.0) -> PathMap:
+        """What method="map" steps, where the family is a map between two times."""
+        raise OptionError(
+            f'{self.name} is no map between two times, which method="map" steps. Use '
+            f"method={self.sampler['method']!r}, or a family such as meanflow."
+        )
 
     def _sampler(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """What `solve` is asked for: the caller's options, filled up with the family's."""

@@ -140,7 +140,7 @@ class Regression(nn.Module):
         check_own_view(model, self.view)
         check_own_path(model, self.path)
         drawn = x0 is None and self.coupling is None
-        x0, x1, cond = self._ends(x0, x1, dict(cond or {}), generator, paired)
+        x0, x1, cond = self.ends(x0, x1, dict(cond or {}), generator, paired)
         z = None if self.path.gamma is None else normal_like(x1, generator)
         t = self.times.draw(len(x1), generator=generator, device=x1.device)
         found, target = self._predict(model, t, x0, x1, z, cond, x0 if drawn else None)
@@ -150,7 +150,7 @@ class Regression(nn.Module):
         counts = self.times.weight(t) if self.unbiased else 1.0
         if isinstance(self.times, laws.Importance):
             self.times.update(t, rows)
-        return (self._scaled(k, rows) * counts).mean().to(x1.dtype)
+        return (self.scaled(k, rows) * counts).mean().to(x1.dtype)
 
     def rows(
         self, model: Model, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor | None = None,
@@ -158,7 +158,7 @@ class Regression(nn.Module):
     ) -> Tensor:  # fmt: skip
         """The weighted loss of each row at its time ``t`` (rows,): (rows,) float64."""
         t = as_time(t)
-        return self._scaled(*self._rows(t, *self._predict(model, t, x0, x1, z, cond or {})))
+        return self.scaled(*self._rows(t, *self._predict(model, t, x0, x1, z, cond or {})))
 
     def target(
         self, t: Time, x0: Tensor, x1: Tensor, z: Tensor | None = None
@@ -205,7 +205,8 @@ class Regression(nn.Module):
         rows = (squared.flatten(1).mean(1) if squared.ndim > 1 else squared).double()
         return k, rows if w is None else rows * w
 
-    def _scaled(self, k: Coefficients, rows: Tensor) -> Tensor:
+    def scaled(self, k: Coefficients, rows: Tensor) -> Tensor:
+        """Losses of ``rows`` at coefficients k: L exp(-u) + u where the weight is learned, else L."""
         if not isinstance(self.weight, Learned):
             return rows
         u = self.weight.log_scale(k)
@@ -254,10 +255,11 @@ class Regression(nn.Module):
         scale = torch.hypot(alpha, gamma)
         return scale, alpha / scale, gamma / scale
 
-    def _ends(
+    def ends(
         self, x0: Tensor | None, x1: Tensor, cond: dict[str, Any], generator: Generator | None,
         paired: bool,
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
+        """Base and data, paired by the coupling, and what the model is conditioned on."""
         require_floating(x1=x1)
         if x1.ndim == 0 or len(x1) == 0:
             raise OptionError(f"x1 has shape {tuple(x1.shape)}. Give at least one row of data.")

@@ -17,6 +17,7 @@ from interp.errors import OptionError, UnknownName
 from .between import Dense, Level, between, several
 from .dit import DiT
 from .mlp import MLP
+from .two_times import TwoTimes
 from .unet import UNet
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Dense",
     "DiT",
     "Level",
+    "TwoTimes",
     "UNet",
     "between",
     "default",
@@ -47,6 +49,8 @@ def resolve(
     classes: int | None = None,
     width: int | None = None,
     outputs: int = 1,
+    times: int = 1,
+    fastest: float = 1000.0,
 ) -> tuple[nn.Module, str]:
     """The network that a family was given or is to make, and the name it has in a config.
 
@@ -56,6 +60,8 @@ def resolve(
         classes: the number of labels, or None.
         width: of a network made here; None is the kind's own default.
         outputs: how many tensors of x's shape a network made here gives, along its first axis.
+        times: 2 for a network of a map, ``network(t, r, x, label=None)``.
+        fastest: the largest frequency at which a network made here is told its times.
 
     Raises:
         UnknownName: a kind that does not exist.
@@ -73,7 +79,10 @@ def resolve(
     if kind not in _KINDS:
         raise UnknownName.of("network", kind, _KINDS)
     options: dict[str, Any] = {} if width is None else {"width": width}
-    return _KINDS[kind](shape, classes=classes, outputs=outputs, **options), kind
+    made = _KINDS[kind](
+        shape, classes=classes, outputs=outputs, times=times, fastest=fastest, **options
+    )
+    return (TwoTimes(made) if times == 2 else made), kind
 
 
 @contextlib.contextmanager

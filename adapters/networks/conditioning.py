@@ -11,15 +11,18 @@ from interp.errors import OptionError
 
 
 class Conditioning(nn.Module):
-    """A vector for each row out of its time and its label.
+    """A vector for each row out of its time, or times, and its label.
 
-        e = MLP([cos(w_k t), sin(w_k t)]_k) + table[label],   w_k from 1 to 1000, log-spaced
+        e = MLP([cos(w_k t), sin(w_k t)]_k) + table[label],   w_k from 1 to ``fastest``, log-spaced
 
     Args:
         width: of the vector.
         classes: the number of labels; None for a network without them. The table has one more
             entry, the null label ``classes``, which also stands where no label is given.
         frequencies: how many w_k there are.
+        times: how many times a row has.
+        fastest: the largest w_k; what is differentiated in time wants a small one (Lu, Song, 2410.11081,
+            section 4.1).
 
     Raises:
         OptionError: a width or number of classes that is not positive.
@@ -27,18 +30,21 @@ class Conditioning(nn.Module):
 
     frequency: Tensor
 
-    def __init__(self, width: int, classes: int | None = None, frequencies: int = 32) -> None:
+    def __init__(
+        self, width: int, classes: int | None = None, frequencies: int = 32, times: int = 1,
+        fastest: float = 1000.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if width < 1 or (classes is not None and classes < 1):
             raise OptionError(
                 f"a network has width {width} and {classes} classes. Give positive numbers, or "
                 "classes=None for a network without labels."
             )
-        self.classes = classes
-        grid = torch.logspace(0, 3, frequencies)
+        self.classes, self.times = classes, times
+        grid = torch.logspace(0, math.log10(fastest), frequencies)
         self.register_buffer("frequency", grid, persistent=False)
         self.embed = nn.Sequential(
-            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(2 * frequencies * times, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.table = None if classes is None else nn.Embedding(classes + 1, width)
 
@@ -46,14 +52,15 @@ class Conditioning(nn.Module):
         """(rows, width), or (1, width) where neither ``t`` nor ``label`` has rows.
 
         Args:
-            t: 0-d or (rows,), of any floating dtype.
+            t: 0-d or (rows,), of any floating dtype; with more ``times``, those on a last axis.
             label: integers (rows,), or None for the null label.
 
         Raises:
             OptionError: a label for a network without labels.
         """
         # w_k t is formed in t's own dtype, float64 from a solver, and cast when it is an angle.
-        angle = t.reshape(-1, 1) * self.frequency.to(t.dtype)
+        angle = t.reshape(-1, self.times, 1) * self.frequency.to(t.dtype)
+        angle = angle.flatten(1)
         features = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.frequency.dtype)
         vector: Tensor = self.embed(features * math.sqrt(2))
         if self.table is None:

@@ -30,6 +30,7 @@ class DiT(nn.Module):
         patch: the side of a patch, which divides the image's sides.
         classes: the number of labels, or None.
         outputs: how many images come out, along the channels.
+        times, fastest: see `Conditioning`.
 
     Raises:
         OptionError: a shape that is not an image's, or sides or widths that do not divide.
@@ -39,7 +40,7 @@ class DiT(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], width: int = 64, depth: int = 2, heads: int = 4, patch: int = 2,
-        classes: int | None = None, outputs: int = 1,
+        classes: int | None = None, outputs: int = 1, times: int = 1, fastest: float = 1000.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if len(shape) != 3 or any(side % patch for side in shape[1:]) or width % (4 * heads):
@@ -49,7 +50,7 @@ class DiT(nn.Module):
                 "patch, and a width that divides by 4 times the heads."
             )
         self.patch, self.grid = patch, (shape[1] // patch, shape[2] // patch)
-        self.conditioning = Conditioning(width, classes)
+        self.conditioning = Conditioning(width, classes, times=times, fastest=fastest)
         self.first = nn.Linear(shape[0] * patch**2, width)
         self.register_buffer("position", _positions(*self.grid, width), persistent=False)
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))

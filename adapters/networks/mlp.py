@@ -19,6 +19,7 @@ class MLP(nn.Module):
         depth: the number of blocks.
         classes: the number of labels, or None.
         outputs: how many tensors of x's shape come out, along the first axis of a point.
+        times, fastest: see `Conditioning`.
     """
 
     def __init__(
@@ -28,11 +29,13 @@ class MLP(nn.Module):
         depth: int = 3,
         classes: int | None = None,
         outputs: int = 1,
+        times: int = 1,
+        fastest: float = 1000.0,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
         self.shape = (outputs * shape[0], *shape[1:])
-        self.conditioning = Conditioning(width, classes)
+        self.conditioning = Conditioning(width, classes, times=times, fastest=fastest)
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.last = zero(nn.Linear(width, outputs * size))

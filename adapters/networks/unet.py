@@ -31,6 +31,7 @@ class UNet(nn.Module):
         depth: residual blocks at each resolution, on the way down and on the way up.
         classes: the number of labels, or None.
         outputs: how many images come out, along the channels.
+        times, fastest: see `Conditioning`.
 
     Raises:
         OptionError: a shape that is not an image's, or sides that cannot be halved as often.
@@ -44,12 +45,14 @@ class UNet(nn.Module):
         depth: int = 1,
         classes: int | None = None,
         outputs: int = 1,
+        times: int = 1,
+        fastest: float = 1000.0,
     ) -> None:
         super().__init__()
         multipliers = _checked(shape, multipliers)
         wide = 4 * width
         sizes = [width * m for m in multipliers]
-        self.conditioning = Conditioning(wide, classes)
+        self.conditioning = Conditioning(wide, classes, times=times, fastest=fastest)
         self.first = nn.Conv2d(shape[0], width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, channels = [width], width
