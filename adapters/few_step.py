@@ -14,13 +14,14 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp.arguments import spread
+from interp.errors import OptionError
 from interp.likelihood import dequantise
 from interp.solvers.catalogue import find
 from interp.solvers.torch_backend.run import load_forward_mode
 from interp.terms import PathMap, PathODE, PathSDE
 
 from .arguments import split
-from .path_family import PathFamily
+from .path_family import Guidance, PathFamily, Told
 from .protocol import Batch
 
 
@@ -49,8 +50,17 @@ class FewStep(PathFamily):
         found: Tensor = self.network(t, r, x, **cond)
         return found
 
-    def flow_map(self, guidance: float = 1.0) -> PathMap:
-        """The family as a term; with guidance u + guidance (c - u) of the map's own view."""
+    def flow_map(self, guidance: Guidance = 1.0) -> PathMap:
+        """The family as a term; with guidance u + guidance (c - u) of the map's own view.
+
+        Raises:
+            OptionError: guidance by a function of the field, which a map has not.
+        """
+        if callable(guidance):
+            raise OptionError(
+                f"guidance is a function of a field at one time, and {self.name} maps between two. Give a "
+                'scale; or where it has a velocity, integrate that by a method such as "heun".'
+            )
         if guidance == 1:
             return self.path.flow_map(self.mapping, self.map_view)
 
@@ -63,14 +73,17 @@ class FewStep(PathFamily):
 
     def term(
         self,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
     ) -> PathODE | PathSDE:
         """The flow by the map's limit at r = t, or with ``diffusion`` an SDE."""
-        flow = self.flow_map(guidance).ode()
-        if diffusion is None:
-            return flow
-        return self.path.sde(flow.model, flow.view, diffusion=diffusion, time=self.time)
+        flow = self.flow_map(1.0 if callable(guidance) else guidance).ode()
+        model: Callable[..., Any] = Told(flow.model, flow.view, flow.time, self.path)
+        if callable(guidance):
+            model = guidance(model)
+        return (
+            self.path.ode(model) if diffusion is None else self.path.sde(model, diffusion=diffusion)
+        )
 
     def reverse(self, z: Tensor, *, label: Any = None, **options: Any) -> Tensor:
         """The data that the map carries ``z`` to: in one step from t = 0 to 1 unless told."""

@@ -270,7 +270,7 @@ class PathFamily(Family):
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
     ) -> PathODE | PathSDE:
         """What the family integrates: the flow of its path, or with ``diffusion`` its SDE."""
-        model: Callable[..., Any] = _Told(self.model, self.view, self.time, self.path)
+        model: Callable[..., Any] = Told(self.model, self.view, self.time, self.path)
         if callable(guidance):
             model = guidance(model)
         elif guidance != 1:
@@ -279,7 +279,7 @@ class PathFamily(Family):
             return self.path.ode(model)
         return self.path.sde(model, diffusion=diffusion)
 
-    def flow_map(self, guidance: float = 1.0) -> PathMap:
+    def flow_map(self, guidance: Guidance = 1.0) -> PathMap:
         """What method="map" steps, where the family is a map between two times."""
         raise OptionError(
             f'{self.name} is no map between two times, which method="map" steps. Use '
@@ -321,7 +321,7 @@ class PathFamily(Family):
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """A model that says what it returns, what it is told, and on which path."""
 
     model: Callable[..., Any]
