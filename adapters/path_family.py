@@ -259,6 +259,8 @@ class PathFamily(Family):
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
         """The log density of each row of ``x`` by the flow, nats: see `interp.log_prob`."""
+        if not self.supports("log_prob"):
+            raise self._unsupported("log_prob")
         x, _ = split(x, self.shape)
         term = self.term()
         options = {"base": self.base, **options}

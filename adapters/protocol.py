@@ -144,8 +144,12 @@ class Family(nn.Module):
         """AdamW (Loshchilov, Hutter, 1711.05101), warmed up, its rate falling as a cosine.
 
         lr (1 + cos(pi step / total)) / 2, times (step + 1) / warm while that is below 1, with warm
-        a twentieth of the run, at most 500 steps.
+        a twentieth of the run, at most 500 steps; over each phase anew.
         """
+        phases = len(self.stages())
+        phase = self.stages().index(self.stage(step, total))
+        first, last = (-(-k * total // phases) for k in (phase, phase + 1))
+        step, total = step - first, max(1, last - first)
         warm = min(500, max(1, total // 20))
         rate = 0.5 * (1 + math.cos(math.pi * step / total)) * min(1.0, (step + 1) / warm)
         return Optimizer(self.lr * rate, options={"betas": (0.9, 0.99), "weight_decay": 0.01})

@@ -20,7 +20,7 @@ from interp.arguments import whole
 from interp.solvers import solve
 
 from .path_family import Common, PathFamily
-from .protocol import Batch, Optimizer
+from .protocol import Batch
 
 
 class RectifiedFlow(PathFamily):
@@ -70,13 +70,6 @@ class RectifiedFlow(PathFamily):
         """The phases: "flow", then "reflow 1" ..., then "distil"."""
         again = tuple(f"reflow {k + 1}" for k in range(self.reflows))
         return ("flow", *again, *(("distil",) if self.distil else ()))
-
-    def optimizer(self, step: int, total: int) -> Optimizer:
-        """As for every family, over each phase anew."""
-        phases = len(self.stages())
-        first = [-(-k * total // phases) for k in range(phases + 1)]
-        phase = self.stages().index(self.stage(step, total))
-        return super().optimizer(step - first[phase], max(1, first[phase + 1] - first[phase]))
 
     def after_stage(self, step: int, total: int) -> None:
         """The flow of the phase that ended becomes the one that makes the next one's pairs."""
