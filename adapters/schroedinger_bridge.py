@@ -47,7 +47,7 @@ from interp.terms import PathODE, PathSDE
 from .arguments import split, within_labels
 from .bridge_matching import I2SB_SIGMA, drift_loss, i2sb_clock, score_loss, velocity_loss
 from .last_rows import LastRows
-from .path_family import Common, Label, PathFamily
+from .path_family import Common, Guidance, Label, PathFamily
 from .protocol import Batch, Losses, Objective
 
 METHODS = ("sf2m", "dsbm", "i2sb")
@@ -270,13 +270,15 @@ class SchroedingerBridge(PathFamily):
 
     def term(
         self,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
         towards: bool = True,
     ) -> PathODE | PathSDE:
         """The flow, or with ``diffusion`` an SDE, towards the data or (in s = 1 - t) the base."""
 
         def guided(model: Callable[..., Any]) -> Callable[..., Any]:
+            if callable(guidance):
+                return guidance(model)
             return model if guidance == 1 else interp.guide(model, {"label": None}, guidance)
 
         if diffusion is None:
@@ -310,7 +312,7 @@ class SchroedingerBridge(PathFamily):
         seed: int | None = None,
         first_row: int = 0,
         label: Label = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
         x0: Tensor | None = None,
         **options: Any,
@@ -340,7 +342,7 @@ class SchroedingerBridge(PathFamily):
         return self._travel(True, z, label, 1.0, diffusion, {**usual, **options})
 
     def _travel(
-        self, towards: bool, x: Tensor, label: Label, guidance: float, diffusion: Any,
+        self, towards: bool, x: Tensor, label: Label, guidance: Guidance, diffusion: Any,
         options: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """A run towards the data, or towards the base."""
