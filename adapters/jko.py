@@ -11,6 +11,7 @@ Chen, 2112.02424; as a semi-dual of unbalanced transport: S-JKO, Choi, Choi, Kan
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -58,12 +59,14 @@ class JKO(Family):
     discrepancy of the kernel -|x - y|. T is x + a network that starts at zero: near the identity, as a
     step's optimal map, but nothing forces it to be the gradient of a convex function.
 
-    ``semi_dual=True`` is S-JKO: one map from N(0, 1) to the latest rho, which starts each step from its last
-    self (so that a step costs one map, not k), against a potential v with the semi-dual's own loss,
+    S-JKO is ``one_map=True, semi_dual=True``: one map from N(0, 1) to the latest rho, which starts each step
+    from its last self (so that a step costs one map, not k), against a potential v with a loss of its own,
 
         sup_v inf_T  E [|T(z) - T_k(z)|^2 / (2 h) - v(T(z))] - E_nu f*(-v).
 
-    Both critics have one optimum, v = -f'(rho / nu).
+    Both critics have one optimum, v = -f'(rho / nu), and go with one map or with many. The semi-dual's loss
+    has no bound where rho lies and no data do: in runs of some hundred steps it was seen to lose modes
+    that the discriminator, with the same maps, kept.
 
     Args:
         shape: of one data point.
@@ -71,9 +74,11 @@ class JKO(Family):
             "unet", "dit"; None is "mlp", as a step runs through all maps before it.
         critic: network(t, x) -> (rows,) of the user's own, or a kind, as in `networks.potential`.
         functional: the F of which the data are the minimum: "kl", "reverse_kl", "js", "chi2" or "mmd".
-        h: the step, in units of |x|^2 / F.
+        h: the step, in units of |x|^2 / F; None is half the number of elements, with which a move by 1 in
+            each of them costs one nat. The "mmd" is a small number and wants some 30 times as much.
         maps: how many steps.
-        semi_dual: S-JKO; "kl" or "chi2".
+        one_map: whether one map is trained on, instead of a new one a step.
+        semi_dual: the critic's loss is the semi-dual's; "kl" or "chi2".
         critic_steps: of the critic for each one of a map.
         r1: adds (r1 / 2) E_nu |grad critic|^2 to the critic's loss, which tames a critic of laws that
             hardly meet (Mescheder, Geiger, Nowozin, 1801.04406); it then is no longer the exact ratio.
@@ -99,8 +104,9 @@ class JKO(Family):
         network: nn.Module | str | None = None,
         critic: nn.Module | str | None = None,
         functional: str = "kl",
-        h: float = 1.0,
+        h: float | None = None,
         maps: int = 4,
+        one_map: bool = False,
         semi_dual: bool = False,
         critic_steps: int = 2,
         r1: float = 0.0,
@@ -114,7 +120,7 @@ class JKO(Family):
                 f"functional={functional!r} has no semi-dual here. Give one of {sorted(_CONJUGATES)}, or "
                 "semi_dual=False."
             )
-        if real("h", h) == 0:
+        if h is not None and real("h", h) == 0:
             raise OptionError("h=0 takes no step. Give a positive number.")
         real("r1", r1)
         whole("maps", maps, 1)
@@ -123,24 +129,26 @@ class JKO(Family):
         judge, judged = potential(critic, shape, width)
         config = {
             "network": kind, "critic": judged, "functional": functional, "h": h, "maps": maps,
-            "semi_dual": semi_dual, "critic_steps": critic_steps, "r1": r1, "width": width,
+            "one_map": one_map, "semi_dual": semi_dual, "critic_steps": critic_steps, "r1": r1,
+            "width": width,
         }  # fmt: skip
         super().__init__(shape, config, lr=lr)
-        self.functional, self.h, self.semi_dual = functional, h, semi_dual
+        self.h = math.prod(self.shape) / 2 if h is None else h
+        self.functional, self.semi_dual = functional, semi_dual
         self.critic_steps, self.steps, self.r1 = critic_steps, maps, r1
-        copies = 1 if semi_dual else maps
+        copies = 1 if one_map else maps
         self.networks = nn.ModuleList(
             made if k == 0 else copy.deepcopy(made) for k in range(copies)
         )
         self.critic = None if functional == "mmd" else judge
-        # S-JKO: the map of the step before; part of the state, so that a run resumes.
-        self.last = copy.deepcopy(made).requires_grad_(False) if semi_dual else None
+        # The one map as the step before left it; part of the state, so that a run resumes.
+        self.last = copy.deepcopy(made).requires_grad_(False) if one_map else None
         self.register_buffer("phase", torch.zeros((), dtype=torch.int64))
 
     # The maps
 
     def reverse(self, z: Tensor, steps: int | None = None, **options: Any) -> Tensor:
-        """Where all maps, or the first ``steps`` of them, carry ``z``; S-JKO has one for all."""
+        """Where all maps, or the first ``steps`` of them, carry ``z``."""
         if options:
             raise UnknownName.of("option of jko's maps", next(iter(options)), ("steps",))
         z, _ = split(z, self.shape)
@@ -178,7 +186,7 @@ class JKO(Family):
         if self.critic is not None:
             for _ in range(self.critic_steps):
                 yield Objective("critic", [*self.critic.parameters()], self.critic_loss, how)
-        k = 0 if self.semi_dual else int(self.phase)
+        k = 0 if self.last is not None else int(self.phase)
         yield Objective(f"map {k + 1}", [*self.networks[k].parameters()], self.map_loss, how)
 
     def optimizer(self, step: int, total: int) -> Optimizer:

@@ -56,7 +56,14 @@ def solved(h, steps=1, semi_dual=False):
         law = end
     critic = Ratio(law.mean.item(), law.cov.item())
     family = adapters.create(
-        "jko", (1,), Affine(), critic=critic, h=h, maps=steps, semi_dual=semi_dual
+        "jko",
+        (1,),
+        Affine(),
+        critic=critic,
+        h=h,
+        maps=steps,
+        one_map=semi_dual,
+        semi_dual=semi_dual,
     ).double()
     if semi_dual:
         whole = Gaussian(0.0, 1.0)
@@ -165,6 +172,7 @@ def test_the_discrepancy_is_half_the_energy_distance():
     "options",
     [
         {"maps": 2, "functional": "kl"},
+        {"maps": 2, "functional": "kl", "one_map": True},
         {"maps": 2, "functional": "mmd", "h": 30.0},
     ],
 )
@@ -191,7 +199,7 @@ def _distance(x, y):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3,)])
 def test_it_is_made_from_a_shape_alone_and_again_from_its_config(shape, semi_dual):
     torch.manual_seed(0)
-    family = adapters.create("jko", shape=shape, width=8, semi_dual=semi_dual)
+    family = adapters.create("jko", shape=shape, width=8, one_map=semi_dual, semi_dual=semi_dual)
     z = torch.randn(4, *shape)
     assert torch.equal(family.reverse(z), z)  # before training every map is the identity
     sum(family.loss(torch.rand(8, *shape) * 2 - 1).values()).backward()
