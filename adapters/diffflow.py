@@ -145,8 +145,17 @@ class DiffFlow(Family):
         return 2 * math.log(self.sigma_max / self.sigma_min) * self.sigma(t) ** 2
 
     def noise_estimate(self, t: Tensor, x: Tensor) -> Tensor:
-        """n = E[z | x1 + sigma z = x], the score times -sigma."""
-        n: Tensor = self.network(t, self._scaled(t, x))
+        """n = E[z | x1 + sigma z = x], the score times -sigma, by the network F in EDM's form.
+
+        n = (sigma / r) (x / r) - (sigma_data / r) F(t, x / r), r = |(sigma, sigma_data)|: the score of
+        N(0, sigma_data^2) where F is zero (Karras, Aittala, Aila, Laine, 2206.00364, eq. 7).
+        """
+        sigma = self.sigma(t)
+        r = (sigma**2 + self.sigma_data**2).sqrt()
+        scaled = self._scaled(t, x)
+        n: Tensor = _rows(sigma / r, x) * scaled - _rows(self.sigma_data / r, x) * self.network(
+            t, scaled
+        )
         return n
 
     def log_ratio(self, t: Tensor, x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def law(t, drift, noise):
 
 
 class Score(nn.Module):
-    """n = sigma (x - m) / S_t, told x / |(sigma, sigma_data)|."""
+    """n = sigma (x - m) / S_t, told x / r and asked for F = (sigma x / r^2 - n) r / sigma_data."""
 
     def __init__(self):
         super().__init__()
@@ -49,8 +49,9 @@ class Score(nn.Module):
 
     def forward(self, t, x):
         t = t.reshape(-1, 1)
-        x = x * (sigma(t) ** 2 + 0.25).sqrt()
-        return self.one * sigma(t) * (x - M) / noised(t)
+        r = (sigma(t) ** 2 + 0.25).sqrt()
+        n = sigma(t) * (x * r - M) / noised(t)
+        return self.one * (sigma(t) * x / r - n) * r / 0.5
 
 
 class Logit(nn.Module):
