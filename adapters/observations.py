@@ -1,11 +1,13 @@
 """What a decoder's output says of the data: the laws p(x | mean), all elements independent.
 
-Both have one scale for all elements, learned or fixed, and log densities in nats, summed over a row.
+Scales are learned, one for each element (some pixels of a data set never change), or fixed, one for all; log
+densities are in nats, summed over a row.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,11 @@ from interp.likelihood import level_width
 
 
 class _Scaled(nn.Module):
-    """A law with one scale.
+    """A law with a scale.
 
     Args:
-        scale: a positive number, or None to learn it, from 0.3 on.
+        scale: a positive number, or None to learn one for each element, from 0.3 on.
+        shape: of one data point.
 
     Raises:
         OptionError: a scale that is not positive.
@@ -29,7 +32,7 @@ class _Scaled(nn.Module):
 
     log_scale: Tensor
 
-    def __init__(self, scale: float | None) -> None:
+    def __init__(self, scale: float | None, shape: Sequence[int] = ()) -> None:
         super().__init__()
         if scale is not None and real("the scale of an observation", scale) == 0:
             raise OptionError(
@@ -38,7 +41,7 @@ class _Scaled(nn.Module):
             )
         log = torch.tensor(math.log(0.3 if scale is None else scale))
         if scale is None:
-            self.log_scale = nn.Parameter(log)
+            self.log_scale = nn.Parameter(log.repeat(tuple(shape)))
         else:
             self.register_buffer("log_scale", log)
 
@@ -69,11 +72,11 @@ class Logistic(_Scaled):
 
     Args:
         levels: how many levels there are, on [-1, 1].
-        scale: s.
+        scale, shape: s, as of every such law.
     """
 
-    def __init__(self, levels: int, scale: float | None) -> None:
-        super().__init__(scale)
+    def __init__(self, levels: int, scale: float | None, shape: Sequence[int] = ()) -> None:
+        super().__init__(scale, shape)
         self.width = level_width(levels)
 
     def seen(self, x: Tensor) -> Tensor:

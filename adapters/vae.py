@@ -40,7 +40,7 @@ class VAE(Family):
         latent: the shape of z, or its size; None is 16, or as many as x has.
         beta: 1 for the bound itself.
         likelihood: "gaussian", N(decoder, sigma^2), or "logistic", over the cells of ``levels``.
-        sigma: the scale of p(x|z); None to learn it.
+        sigma: the scale of p(x|z); None to learn one for each element.
         levels: the number of grey levels of data on a grid over [-1, 1]: a Gaussian is then trained on
             each level spread over its width, and `bits_per_dim` is defined.
         width: of networks made here.
@@ -98,7 +98,9 @@ class VAE(Family):
         self.encoder, self.decoder = encoder, decoder
         self.latent, self.beta, self.levels = z, beta, levels
         self.observation: Gaussian | Logistic = (
-            Gaussian(sigma) if likelihood == "gaussian" else Logistic(levels or 2, sigma)
+            Gaussian(sigma, shape)
+            if likelihood == "gaussian"
+            else Logistic(levels or 2, sigma, shape)
         )
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
