@@ -55,8 +55,8 @@ class DiffFlow(Family):
 
     Args:
         shape: of one data point.
-        network: the score's network(t, x) -> like x of the user's own; or "mlp", "unet", "dit"; None is
-            "mlp", as particles are run at every step of training.
+        network: the score's network F(t, x) -> like x of the user's own, as in `noise_estimate`; or "mlp",
+            "unet", "dit"; None is "mlp", as particles are run at every step of training.
         logit: the discriminator's network(t, x) -> (rows,) of the user's own; or a kind, of which the
             logit is x . network(t, x); None is "mlp".
         drift: B / G^2, with G^2 = -dsigma^2/dt: how fast the particles are drawn to the noised data.
