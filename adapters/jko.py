@@ -191,10 +191,7 @@ class JKO(Family):
 
     def optimizer(self, step: int, total: int) -> Optimizer:
         """Adam for a game, betas (.5, .9): warmed up and let fall to zero in each step of the flow."""
-        phases = self.steps
-        first = [-(-k * total // phases) for k in range(phases + 1)]
-        k = self.stages().index(self.stage(step, total))
-        base = super().optimizer(step - first[k], max(1, first[k + 1] - first[k]))
+        base = super().optimizer(*self.in_stage(step, total))
         return Optimizer(base.lr, "Adam", {"betas": (0.5, 0.9)})
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:

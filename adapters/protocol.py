@@ -144,12 +144,9 @@ class Family(nn.Module):
         """AdamW (Loshchilov, Hutter, 1711.05101), warmed up, its rate falling as a cosine.
 
         lr (1 + cos(pi step / total)) / 2, times (step + 1) / warm while that is below 1, with warm
-        a twentieth of the run, at most 500 steps; over each phase anew.
+        a twentieth of the run, at most 500 steps. For a rate that begins anew in each phase give it
+        what `in_stage` says.
         """
-        phases = len(self.stages())
-        phase = self.stages().index(self.stage(step, total))
-        first, last = (-(-k * total // phases) for k in (phase, phase + 1))
-        step, total = step - first, max(1, last - first)
         warm = min(500, max(1, total // 20))
         rate = 0.5 * (1 + math.cos(math.pi * step / total)) * min(1.0, (step + 1) / warm)
         return Optimizer(self.lr * rate, options={"betas": (0.9, 0.99), "weight_decay": 0.01})
@@ -178,6 +175,13 @@ class Family(nn.Module):
         """The phase that ``step`` belongs to; by default each phase has an equal share."""
         names = self.stages()
         return names[min(step * len(names) // total, len(names) - 1)]
+
+    def in_stage(self, step: int, total: int) -> tuple[int, int]:
+        """Where ``step`` is in its phase, and how many steps that has, for phases of equal shares."""
+        phases = len(self.stages())
+        k = self.stages().index(self.stage(step, total))
+        first, last = (-(-one * total // phases) for one in (k, k + 1))
+        return step - first, max(1, last - first)
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

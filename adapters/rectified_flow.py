@@ -20,7 +20,7 @@ from interp.arguments import whole
 from interp.solvers import solve
 
 from .path_family import Common, PathFamily
-from .protocol import Batch
+from .protocol import Batch, Optimizer
 
 
 class RectifiedFlow(PathFamily):
@@ -70,6 +70,10 @@ class RectifiedFlow(PathFamily):
         """The phases: "flow", then "reflow 1" ..., then "distil"."""
         again = tuple(f"reflow {k + 1}" for k in range(self.reflows))
         return ("flow", *again, *(("distil",) if self.distil else ()))
+
+    def optimizer(self, step: int, total: int) -> Optimizer:
+        """As for every family, over each phase anew."""
+        return super().optimizer(*self.in_stage(step, total))
 
     def after_stage(self, step: int, total: int) -> None:
         """The flow of the phase that ended becomes the one that makes the next one's pairs."""

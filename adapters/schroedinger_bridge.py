@@ -224,7 +224,7 @@ class SchroedingerBridge(PathFamily):
         way = stage.split()[0]
         free = tuple(p for p in self._net(way).parameters() if p.requires_grad)
         loss = functools.partial(self._refitted, way=way, simulated=stage != "backward 1")
-        yield Objective(way, free, loss, self.optimizer(step, total))
+        yield Objective(way, free, loss, self.optimizer(*self.in_stage(step, total)))
 
     def _refitted(
         self, batch: Batch, generator: Generator | None = None, *, way: str, simulated: bool

@@ -187,3 +187,14 @@ def test_a_path_goes_by_name_config_or_itself():
         as_path("liner")
     with pytest.raises(OptionError, match="path of the user's own"):
         as_path(None)
+
+
+@pytest.mark.parametrize(
+    "name", ["rectified_flow", "schroedinger_bridge", "jko", "energy_matching"]
+)
+def test_rates_of_families_with_phases_are_warmed_up_and_never_negative(name):
+    """Whatever share of the run a phase has; where it begins anew the rate does."""
+    options = {"method": "dsbm"} if name == "schroedinger_bridge" else {}
+    family = adapters.create(name, (2,), **options)
+    rates = [next(iter(family.objectives(step, 200))).optimizer.lr for step in range(200)]
+    assert all(0 < rate <= family.lr for rate in rates[:-1])
