@@ -82,6 +82,7 @@ class JKO(Family):
         critic_steps: of the critic for each one of a map.
         r1: adds (r1 / 2) E_nu |grad critic|^2 to the critic's loss, which tames a critic of laws that
             hardly meet (Mescheder, Geiger, Nowozin, 1801.04406); it then is no longer the exact ratio.
+            On images give 1 or so: without it the critic soon tells all from all and says no way.
         width: of networks made here.
         lr: the largest learning rate.
 
