@@ -72,6 +72,11 @@ class PathODE(PathTerm):
             return LineClock(self.path)
         return DataClock(self.path) if self.view == "data" else NoiseClock(self.path)
 
+    def _base_lost(self, t: float) -> bool:
+        """Whether x0 has left x at t, and there is noise beside it."""
+        lost = self.path.coefficients(host(t)).alpha.min() <= NEGLIGIBLE
+        return self.path.gamma is not None and bool(lost)
+
     def check(self, t0: float, t1: float) -> None:
         """Refuse an interval on which the view does not tell the flow.
 
@@ -80,8 +85,7 @@ class PathODE(PathTerm):
         """
         self.check_interval(t0, t1)
         check_start(self.path, self.view, (max if self.path.reversed else min)(t0, t1))
-        late = self.path.coefficients(host(max(t0, t1)))
-        if self.view == "base" and self.path.gamma is not None and late.alpha.min() <= NEGLIGIBLE:
+        if self.view == "base" and self._base_lost(max(t0, t1)):
             raise TimeError(
                 f"a model of the base says nothing of the noise at t = {max(t0, t1):g}, where alpha is "
                 "0 and x0 has left x. Stay below it, e.g. t=(0.001, 0.999)."

@@ -51,6 +51,6 @@ def test_levels_far_below_rounding_are_levels() -> None:
 )
 def test_to_clean_data(name: str, method: str, grid: str) -> None:
     """Without NaN, clamp or residual noise, whatever beta and sigma do at the ends."""
-    # The law is of size 1: half of it is far above any first-order error of 64 steps, and far below what
-    # noise left over, or an end taken wrongly, would leave.
-    assert error(PATHS[name], method, grid, "data", 64) < 0.5
+    # The law is of size 1. Of all 1170 triples the worst is .074, DDIM's first-order error on VP under
+    # "shift"; noise left over, or an end taken wrongly, is many times that.
+    assert error(PATHS[name], method, grid, "data", 64) < 0.1

@@ -192,6 +192,26 @@ def test_the_samples_are_theirs(method, options, cls, config, noise, steps, doub
         assert float((run.x - wanted).abs().max()) < bound
 
 
+def test_two_stages_are_theirs_where_their_grid_has_the_middle():
+    """Their second-order steps go over every other node, the one between being the stage: on steps even
+    in log-SNR that is our midpoint. They take the last two by the first order. 1e-5 as above.
+    """
+    config = {"solver_order": 2, "use_exponential_sigmas": True}
+    scheduler = in_double(diffusers.DPMSolverSinglestepScheduler(**config))
+    scheduler.set_timesteps(10)
+    levels = scheduler.sigmas[:-1].double()
+    x = base = torch.linspace(-1.5, 1.5, 6).reshape(2, 3)
+    for t in scheduler.timesteps:  # told rounded indices, where ours are told none
+        x = scheduler.step(network(x, t, timeless=True), t, x).prev_sample
+    net = functools.partial(network, timeless=True)
+    path, model = interp.from_diffusers(net, diffusers.DPMSolverSinglestepScheduler(**config))
+    times = [0.0, *path.time_at_log_snr(-2 * levels[1:].log()).tolist()]
+    even, term = times[::2], path.ode(model)
+    ours = interp.solve(term, base, (even[0], even[-1]), "dpm++2s", grid=even).x
+    ours = interp.solve(term, ours, (even[-1], 1.0), "ddim", grid=[even[-1], times[-1], 1.0]).x
+    assert float((ours - x).abs().max()) < 1e-5
+
+
 HOOKED = [
     ("ddim", "DDIMScheduler", {"clip_sample_range": 0.5}, interp.hooks.clip(-0.5, 0.5)),
     (
