@@ -264,6 +264,7 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "dpm++3m": ("dpm++3m", {}),
     "unipc": ("unipc", {}),
     "unipc-3": ("unipc", {"order": 3}),
+    "deis-2": ("deis", {"order": 2}),
     "deis-3": ("deis", {"order": 3}),
     "edm_heun": ("edm_heun", {}),
     "dpm++3s": ("dpm++3s", {}),
