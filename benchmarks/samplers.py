@@ -130,7 +130,8 @@ def theirs(name: str, **config: object) -> Run:
     kind = getattr(diffusers, name)
     if "timestep_spacing" in inspect.signature(kind.__init__).parameters:
         config = {"timestep_spacing": "trailing", **config}
-    scheduler = kind(**config)
+    # Their own defaults are two different tables.
+    scheduler = kind(**{"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", **config})
 
     def run(network: Network, x: Tensor, steps: int) -> Tensor:
         scheduler.set_timesteps(steps)
