@@ -190,8 +190,9 @@ def _view(family: Any) -> str:
 
 
 def _is_map(family: Any) -> bool:
-    """Whether what is integrated is a map between two times."""
-    return hasattr(family, "term") and isinstance(_tried(family.term, None), PathMap)
+    """Whether the family is a map between two times, which its ``flow_map`` or its ``term`` then is."""
+    made = (getattr(family, name, None) for name in ("flow_map", "term"))
+    return any(isinstance(_tried(make, None), PathMap) for make in made if make is not None)
 
 
 def _pairs(family: Any) -> str:
