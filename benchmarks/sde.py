@@ -1,19 +1,17 @@
-"""SDE runs beside the peers: the noise, Euler-Maruyama, and a long chain.
+"""SDE runs beside the peers: the noise, and Euler-Maruyama.
 
     python benchmarks/sde.py [--repeats 9] [--sizes 1x2 256x784]
 
 Euler-Maruyama in 100 steps on an Ornstein-Uhlenbeck-like drift, a 3-layer MLP in float32: ours, torchsde
 with its default Brownian interval, diffrax with its virtual Brownian tree where it is installed, and a
 plain torch loop with torch.randn. Engines take turns; figures are medians. Overhead is what a run takes
-beyond its calls of the drift. A normal is timed on one thread beside torch.randn. The chain is langevin:
-the growth of the process while it runs.
+beyond its calls of the drift. A normal is timed on one thread beside torch.randn.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 from collections.abc import Callable
 
 import torch
@@ -150,23 +148,6 @@ def normals(repeats: int) -> dict[str, float]:
     return {name: 1e9 * median(values) / x.numel() for name, values in found.items()}
 
 
-def chain(steps: int) -> dict[str, float]:
-    """A long langevin chain: microseconds a step, and what the process grew by from a tenth on."""
-    energy = interp.Energy(None, gradient=lambda x: x)
-    x = torch.zeros(4, 8)
-
-    def run(n: int) -> float:
-        return seconds(
-            lambda: interp.solve(energy, x, method="langevin", steps=n, step_size=0.1, seed=SEED)
-        )
-
-    run(steps // 10)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wall = run(steps)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"steps": steps, "us_a_step": 1e6 * wall / steps, "grown_kib": grown}
-
-
 def table(rows: list[dict[str, object]]) -> str:
     """Wall times and overheads, one size a line."""
     lines = [
@@ -192,19 +173,15 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="ROWSxFEATURES")
-    parser.add_argument("--chain", type=int, default=200_000, metavar="STEPS")
     args = parser.parse_args()
     rows = [one_size(size, args.repeats) for size in args.sizes]
     print(table(rows))
     each = normals(args.repeats)
     print("ns a number, one thread: " + ", ".join(f"{k} {v:.2f}" for k, v in each.items()))
-    long = chain(args.chain)
-    print(f"langevin, {long['steps']} steps: {long['us_a_step']:.0f} us a step, grown by "
-          f"{long['grown_kib']} KiB")  # fmt: skip
     left = str(interp.methods(bias=True))
     print(left)
     packages = ("interp", "torch", "torchsde", "diffrax", "numpy")
-    content = {"rows": rows, "table": table(rows), "normals_ns": each, "chain": long, "bias": left}
+    content = {"rows": rows, "table": table(rows), "normals_ns": each, "bias": left}
     print(f"written to {write('sde', packages, SEED, **content)}")
 
 

@@ -153,10 +153,11 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(path: &'a Path) -> Self {
-        let zeros = || vec![0.0; CHUNK];
+        let size = CHUNK.min(path.elements);
+        let zeros = || vec![0.0; size];
         let node = Node { index: 0, left: zeros(), integral: zeros(), w: zeros(), h: zeros() };
         let branch = vec![node; path.root.depth as usize + 1];
-        let (y, n) = (vec![0.0; CHUNK], vec![0.0; CHUNK]);
+        let (y, n) = (vec![0.0; size], vec![0.0; size]);
         Walk { path, start: 0, branch, known: 0, y, n }
     }
 
@@ -412,6 +413,7 @@ pub fn step(from: &mut Value<'_>, to: &Value<'_>, h: f64) {
 mod tests {
     use super::*;
     use crate::philox::stream_keys;
+    use crate::threads::nanoseconds_run;
     use proptest::prelude::*;
 
     fn path(depth: u32, elements: usize) -> Path {
@@ -514,6 +516,37 @@ mod tests {
                 let expected = if i == j { 1.0 } else { 0.0 };
                 // Standard errors: sqrt(2/n) = 0.0032 on the diagonal, 0.0022 beside it; five of them.
                 assert!((mean - expected).abs() < 0.016, "{i} {j} {mean}");
+            }
+        }
+    }
+
+    /// Measured, not asserted: `cargo test --release -- --ignored --nocapture nanoseconds`. The least
+    /// of several runs.
+    #[test]
+    #[ignore = "a measurement"]
+    fn nanoseconds_an_increment() {
+        for (rows, len) in [(1, 2), (256, 2), (256, 64), (256, 784)] {
+            for area in [false, true] {
+                let elements = rows * len;
+                let path = Path {
+                    root: Root { from: 0.0, to: 1.0, depth: 10 },
+                    rows: Rows { len, first: 0 },
+                    keys: stream_keys(0, 1),
+                    elements,
+                };
+                let time = || {
+                    let at = |k: i32| f64::from(k) / 100.0;
+                    let steps = (0..100).map(|k| (at(k), at(k + 1))).collect();
+                    let start = nanoseconds_run();
+                    let mut increments = Increments::new(path, steps, area);
+                    for _ in 0..100 {
+                        std::hint::black_box(increments.over_next());
+                    }
+                    (nanoseconds_run() - start) / (100 * elements) as f64
+                };
+                let repeats = (10_000_000 / (100 * elements)).clamp(5, 200);
+                let least = (0..repeats).map(|_| time()).fold(f64::INFINITY, f64::min);
+                println!("{rows}x{len} area {area}: {least:.2} ns");
             }
         }
     }

@@ -4,6 +4,8 @@
 //! Anal. 48, 2010): each stage asks for the drift, the diffusion or the diffusion's correction at a
 //! state that is y plus slopes so far, weighted by the step and by what the path does over it.
 
+use multiversion::multiversion;
+
 use crate::brownian::{Increments, Path, Value, step};
 use crate::controller::Controller;
 use crate::kernels::{CHUNK, Tolerance, non_finite_rows};
@@ -128,19 +130,27 @@ struct Noise<'a> {
 }
 
 impl Noise<'_> {
-    /// The basis at an element.
-    #[inline(always)]
-    fn at(&self, basis: Basis, i: usize) -> f64 {
+    /// The basis at the elements from `from` on, into `out`.
+    fn fill(&self, basis: Basis, from: usize, out: &mut [f64]) {
         let h = self.h.abs();
+        let w = self.w.get(from..).unwrap_or_default();
         let double = |w: f64| 0.5 * (w * w - if self.ito { h } else { 0.0 });
+        fn each(out: &mut [f64], w: &[f64], value: impl Fn(f64) -> f64) {
+            out.iter_mut().zip(w).for_each(|(out, &w)| *out = value(w));
+        }
         match basis {
-            Basis::Step => self.h,
-            Basis::Root => h.sqrt(),
-            Basis::W => self.w[i],
-            Basis::Area => self.area[i] + 0.5 * self.w[i],
-            Basis::Double => double(self.w[i]),
-            Basis::DoubleOverRoot => double(self.w[i]) / h.sqrt(),
-            Basis::Triple => self.w[i] * (self.w[i] * self.w[i] / h - 3.0) / 6.0,
+            Basis::Step => out.fill(self.h),
+            Basis::Root => out.fill(h.sqrt()),
+            Basis::W => each(out, w, |w| w),
+            Basis::Double => each(out, w, double),
+            Basis::DoubleOverRoot => each(out, w, |w| double(w) / h.sqrt()),
+            Basis::Triple => each(out, w, |w| w * (w * w / h - 3.0) / 6.0),
+            Basis::Area => {
+                let area = self.area.get(from..).unwrap_or_default();
+                for ((out, w), area) in out.iter_mut().zip(w).zip(area) {
+                    *out = area + 0.5 * w;
+                }
+            }
         }
     }
 }
@@ -382,7 +392,7 @@ fn combine<T: Real>(
 ) -> bool {
     let bad = std::sync::atomic::AtomicU32::new(0);
     share(out, CHUNK, terms.len().max(1), |first, piece| {
-        let mut sum = [0.0f64; CHUNK];
+        let (mut sum, mut factors) = ([0.0f64; CHUNK], [0.0f64; CHUNK]);
         for (k, out) in piece.chunks_mut(CHUNK).enumerate() {
             let from = first + k * CHUNK;
             let sum = &mut sum[..out.len()];
@@ -396,10 +406,9 @@ fn combine<T: Real>(
             for term in terms {
                 match slopes[term.slope] {
                     Numbers::Taken(v) => {
-                        let v = &v[from..from + sum.len()];
-                        for (i, (s, v)) in sum.iter_mut().zip(v).enumerate() {
-                            *s += term.weight * noise.at(term.basis, from + i) * v.to_f64();
-                        }
+                        let factors = &mut factors[..sum.len()];
+                        noise.fill(term.basis, from, factors);
+                        add(sum, term.weight, factors, &v[from..from + factors.len()]);
                     }
                     Numbers::Made(v) => {
                         let v = &v[from..from + sum.len()];
@@ -407,13 +416,27 @@ fn combine<T: Real>(
                     }
                 }
             }
-            let mut found = 0;
-            for (out, s) in out.iter_mut().zip(sum) {
-                *out = T::from_f64(*s);
-                found |= out.non_finite();
-            }
-            bad.fetch_or(found, std::sync::atomic::Ordering::Relaxed);
+            bad.fetch_or(round(out, sum), std::sync::atomic::Ordering::Relaxed);
         }
     });
     bad.into_inner() != 0
+}
+
+/// `sum += weight factors v`.
+#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+fn add<T: Real>(sum: &mut [f64], weight: f64, factors: &[f64], v: &[T]) {
+    for ((s, factor), v) in sum.iter_mut().zip(factors).zip(v) {
+        *s += weight * factor * v.to_f64();
+    }
+}
+
+/// `out = sum` in its own precision; not 0 where a NaN or an infinity came out.
+#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+fn round<T: Real>(out: &mut [T], sum: &[f64]) -> u32 {
+    let mut bad = 0;
+    for (out, s) in out.iter_mut().zip(sum) {
+        *out = T::from_f64(*s);
+        bad |= out.non_finite();
+    }
+    bad
 }

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use crate::network::Number;
 use crate::real::Precision;
 
-use super::tensor::Borrowed;
+use super::borrowed::Borrowed;
 
 /// The version of [`Table`] that this engine understands.
 const VERSION: u32 = 1;

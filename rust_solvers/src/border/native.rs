@@ -10,8 +10,8 @@ use crate::kernels::combine;
 use crate::network::{Kernel, Lent, Loan, Named, Number, Place, Program, Run, Step, Value, View};
 use crate::real::Precision;
 
+use super::borrowed::Borrowed;
 use super::kernel::UserKernel;
-use super::tensor::Borrowed;
 
 /// (value, offset, shape, strides)
 type ViewNumbers = (usize, usize, Vec<usize>, Vec<usize>);
@@ -47,7 +47,7 @@ impl Network {
         for (place, double, shape) in values {
             let precision = if double { Precision::Double } else { Precision::Single };
             let len = shape.iter().try_fold(1usize, |n, &m| n.checked_mul(m));
-            let Some(len) = len.filter(|&n| n > 0 && n < 1 << 40) else {
+            let Some(len) = len.filter(|&n| n > 0 && n < 1 << 31) else {
                 return Err(PyValueError::new_err("a value without elements, or of too many"));
             };
             let place = match place.as_str() {

@@ -12,8 +12,8 @@ use crate::network::{Lent, Number};
 use crate::real::Precision;
 use crate::steps::{Coefficients, ddpm, step};
 
+use super::borrowed::Borrowed;
 use super::native::Network;
-use super::tensor::Borrowed;
 
 fn precision_of(x: &Bound<'_, PyAny>) -> PyResult<Precision> {
     match x.getattr("dtype")?.str()?.to_str()? {

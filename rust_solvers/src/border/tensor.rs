@@ -1,6 +1,6 @@
 //! Memory that Rust and torch share, and when it is safe to touch.
 //!
-//! * A state lies in memory that Rust owns and torch sees as a tensor ([`Buffer`]): nothing that
+//! * A state lies in memory that Rust owns and torch sees as a tensor ([`super::memory::Buffer`]): nothing that
 //!   Python does to the tensor (resizing, freeing, re-typing) can take that memory away. It is used
 //!   again for the next state only if nobody else kept a reference; else its content moves on.
 //! * What a field returns is looked at anew each time: type, dtype, device, shape, layout, strides,
@@ -8,35 +8,32 @@
 //!   it is copied at once, while the interpreter lock is held ([`Torch::take`]). No pointer into
 //!   torch's own memory outlives the call that found it.
 
-use std::cell::{RefCell, UnsafeCell};
-use std::ffi::c_void;
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use pyo3::exceptions::{PyMemoryError, PyValueError};
-use pyo3::ffi;
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyInt, PyTuple};
+use pyo3::types::PyTuple;
 
 use crate::kernels::CHUNK;
-use crate::network::Lent;
 use crate::real::{Precision, Real};
 use crate::threads::share;
 
 /// The parts of torch that the border uses, looked up once a process.
-struct Library {
-    tensor: Py<PyAny>,
-    float32: Py<PyAny>,
-    float64: Py<PyAny>,
+pub struct Library {
+    pub tensor: Py<PyAny>,
+    pub float32: Py<PyAny>,
+    pub float64: Py<PyAny>,
     strided: Py<PyAny>,
-    frombuffer: Py<PyAny>,
+    pub frombuffer: Py<PyAny>,
     /// References to a storage; absent in a torch that does not count them for us.
-    storage_uses: Option<Py<PyAny>>,
+    pub storage_uses: Option<Py<PyAny>>,
 }
 
 impl Library {
-    fn get(py: Python<'_>) -> PyResult<&'static Self> {
+    pub fn get(py: Python<'_>) -> PyResult<&'static Self> {
         static LIBRARY: PyOnceLock<Library> = PyOnceLock::new();
         LIBRARY.get_or_try_init(py, || {
             let torch = py.import("torch")?;
@@ -58,16 +55,16 @@ impl Library {
 
 /// What the border needs of torch for tensors of one shape and dtype.
 pub struct Torch<'py> {
-    py: Python<'py>,
-    library: &'static Library,
+    pub py: Python<'py>,
+    pub library: &'static Library,
     pub precision: Precision,
     plain: Bound<'py, PyAny>,
-    shape: Bound<'py, PyTuple>,
+    pub shape: Bound<'py, PyTuple>,
     pub len: usize,
 }
 
 /// Why a tensor cannot be read where it lies.
-enum Obstacle {
+pub enum Obstacle {
     /// It is of the wrong kind altogether; the words complete "the field returned a tensor ...".
     Wrong(String),
     /// Its elements are not laid out one after the other as they stand.
@@ -155,11 +152,13 @@ impl<'py> Torch<'py> {
     pub fn with_columns(&self, columns: usize) -> PyResult<Self> {
         let shape = self.shape.to_list();
         shape.append(columns)?;
-        let (shape, len) = (shape.to_tuple(), self.len * columns);
+        let len = self.len.checked_mul(columns).filter(|&len| len < 1 << 31);
+        let len = len.ok_or_else(|| PyValueError::new_err("a diffusion of too many columns"))?;
+        let shape = shape.to_tuple();
         Ok(Torch { shape, len, plain: self.plain.clone(), ..*self })
     }
 
-    fn dtype(&self) -> &Bound<'py, PyAny> {
+    pub fn dtype(&self) -> &Bound<'py, PyAny> {
         match self.precision {
             Precision::Single => self.library.float32.bind(self.py),
             Precision::Double => self.library.float64.bind(self.py),
@@ -168,7 +167,7 @@ impl<'py> Torch<'py> {
 
     /// The address of the first element of a tensor of torch's own class, all of whose `len`
     /// elements can be read there.
-    fn locate<T: Real>(
+    pub fn locate<T: Real>(
         &self,
         tensor: &Bound<'py, PyAny>,
         shape: &Bound<'py, PyTuple>,
@@ -285,341 +284,8 @@ impl<'py> Torch<'py> {
         self.raise(format!("{what}. {remedy}"))
     }
 
-    fn raise(&self, message: String) -> PyErr {
+    pub fn raise(&self, message: String) -> PyErr {
         let error = || self.py.import("interp.errors")?.getattr("FieldError")?.call1((message,));
         error().map_or_else(|e| e, PyErr::from_value)
-    }
-
-    /// A new buffer, all zeros.
-    pub fn buffer<T: Real>(&self) -> PyResult<Buffer<T>> {
-        let memory = Memory::zeros(self.len * size_of::<T>())?;
-        let at = memory.words.as_ptr().cast::<T>().cast_mut();
-        let memory = Bound::new(self.py, memory)?;
-        // torch makes no tensor of an empty buffer; an empty one has no memory to share.
-        let flat = if self.len == 0 {
-            self.library
-                .tensor
-                .bind(self.py)
-                .call0()?
-                .call_method1(intern!(self.py, "to"), (self.dtype(),))?
-        } else {
-            let keywords = pyo3::types::PyDict::new(self.py);
-            keywords.set_item(intern!(self.py, "dtype"), self.dtype())?;
-            self.library.frombuffer.bind(self.py).call((&memory,), Some(&keywords))?
-        };
-        let tensor = flat.call_method1(intern!(self.py, "view"), (&self.shape,))?;
-        drop(flat);
-        let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
-        Ok(Buffer {
-            shares: self.shares(&tensor, &storage)?,
-            version: version(&tensor)?,
-            address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
-            tensor: tensor.unbind(),
-            storage: storage.unbind(),
-            _memory: memory.unbind(),
-            at,
-            len: self.len,
-        })
-    }
-
-    /// How many ways lead to a tensor's memory: references to the tensor and its storage, in Python
-    /// and in C++. None where this torch does not tell.
-    fn shares(
-        &self,
-        tensor: &Bound<'py, PyAny>,
-        storage: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<[usize; 4]>> {
-        let Some(uses) = &self.library.storage_uses else { return Ok(None) };
-        let Ok(count) = tensor.call_method0(intern!(self.py, "_use_count")) else {
-            return Ok(None);
-        };
-        let address = storage.getattr(intern!(self.py, "_cdata"))?;
-        Ok(Some([
-            references(tensor),
-            references(storage),
-            count.extract()?,
-            uses.bind(self.py).call1((address,))?.extract()?,
-        ]))
-    }
-}
-
-/// A tensor that is read where it lies: a weight, or an input of a network.
-pub struct Borrowed {
-    _tensor: Py<PyAny>,
-    _storage: Py<PyAny>,
-    at: usize,
-    len: usize,
-    precision: Precision,
-}
-
-impl Borrowed {
-    /// A contiguous cpu tensor of this precision and shape.
-    ///
-    /// # Errors
-    /// `FieldError` where it is not one.
-    pub fn of(tensor: &Bound<'_, PyAny>, shape: &[usize], precision: Precision) -> PyResult<Self> {
-        let py = tensor.py();
-        let expected = PyTuple::new(py, shape)?;
-        let library = Library::get(py)?;
-        if !tensor.is_instance(library.tensor.bind(py))? {
-            return Err(PyValueError::new_err("a weight or an input is not a tensor"));
-        }
-        let dtype = match precision {
-            Precision::Single => library.float32.bind(py),
-            Precision::Double => library.float64.bind(py),
-        };
-        let len = shape.iter().product();
-        let torch = Torch::of(dtype, expected.clone(), len, py.None().into_bound(py))?;
-        let found = match precision {
-            Precision::Single => torch.locate::<f32>(tensor, &expected, len)?.map(|at| at as usize),
-            Precision::Double => torch.locate::<f64>(tensor, &expected, len)?.map(|at| at as usize),
-        };
-        let wrong = |what: &str| {
-            torch.raise(format!(
-                "a weight or an input of a native network is a tensor {what}. It has to stay what it \
-                 was when the network was compiled."
-            ))
-        };
-        match found {
-            Ok(at) => Ok(Borrowed {
-                _storage: tensor.call_method0(intern!(py, "untyped_storage"))?.unbind(),
-                _tensor: tensor.clone().unbind(),
-                at,
-                len,
-                precision,
-            }),
-            Err(Obstacle::Wrong(what)) => Err(wrong(&what)),
-            Err(Obstacle::Scattered) => Err(wrong("that is not contiguous")),
-        }
-    }
-
-    /// Whether the two share memory.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        let bytes = |v: &Self| match v.precision {
-            Precision::Single => v.len * 4,
-            Precision::Double => v.len * 8,
-        };
-        let empty = self.len == 0 || other.len == 0;
-        !empty && self.at < other.at + bytes(other) && other.at < self.at + bytes(self)
-    }
-
-    /// Its numbers.
-    ///
-    /// # Safety
-    /// Nobody may resize the tensor's storage while they are read. With the interpreter lock held
-    /// nobody can; without it, it is the rule that torch's own operations rely on.
-    pub unsafe fn numbers(&self) -> Lent<'_> {
-        // SAFETY: `of` has shown that `len` elements of this type lie at `at`, aligned, in a storage
-        // that we keep alive; that it has not been resized since is the caller's promise.
-        unsafe {
-            match self.precision {
-                Precision::Single => {
-                    Lent::Single(std::slice::from_raw_parts(self.at as *const f32, self.len))
-                }
-                Precision::Double => {
-                    Lent::Double(std::slice::from_raw_parts(self.at as *const f64, self.len))
-                }
-            }
-        }
-    }
-
-    /// The same to write to.
-    ///
-    /// # Safety
-    /// As for [`Borrowed::numbers`], and nothing else may refer to them.
-    pub unsafe fn numbers_mut<T: Real>(&mut self) -> Option<&mut [T]> {
-        if T::PRECISION != self.precision {
-            return None;
-        }
-        // SAFETY: as above.
-        Some(unsafe { std::slice::from_raw_parts_mut(self.at as *mut T, self.len) })
-    }
-}
-
-/// Memory that Rust owns and lends to torch by the buffer protocol. torch cannot resize it, and it
-/// lives for as long as anybody, here or there, refers to it.
-#[pyclass(frozen)]
-pub struct Memory {
-    words: Vec<UnsafeCell<u64>>,
-    bytes: usize,
-}
-
-// SAFETY: nothing reads or writes the words through a `&Memory`; who uses its address answers for
-// that (`Buffer` on our side, torch on the other, as with any two tensors on one storage).
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    /// Zeros, or an error where there is no room for them.
-    fn zeros(bytes: usize) -> PyResult<Self> {
-        let count = bytes.div_ceil(8);
-        let mut words = Vec::new();
-        words
-            .try_reserve_exact(count)
-            .map_err(|_| PyMemoryError::new_err(format!("no room for a state of {bytes} bytes")))?;
-        words.resize_with(count, || UnsafeCell::new(0));
-        Ok(Memory { words, bytes })
-    }
-}
-
-#[pymethods]
-impl Memory {
-    /// Lend the memory, writable.
-    ///
-    /// # Safety
-    /// Called by the interpreter with a valid `view`; the memory is never moved or freed before the
-    /// last reference to `slf`, of which the view holds one.
-    unsafe fn __getbuffer__(
-        slf: Bound<'_, Self>,
-        view: *mut ffi::Py_buffer,
-        flags: std::ffi::c_int,
-    ) -> PyResult<()> {
-        let memory = slf.get();
-        let at = memory.words.as_ptr().cast::<c_void>().cast_mut();
-        let len = memory.bytes as ffi::Py_ssize_t;
-        // SAFETY: `at` is the start of `bytes` bytes that live as long as `slf`.
-        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at, len, 0, flags) };
-        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
-    }
-}
-
-/// A state: memory of ours, and the tensor by which Python sees it.
-pub struct Buffer<T> {
-    pub tensor: Py<PyAny>,
-    storage: Py<PyAny>,
-    /// The ways to the memory when only this buffer had it.
-    shares: Option<[usize; 4]>,
-    version: u64,
-    address: usize,
-    _memory: Py<Memory>,
-    at: *mut T,
-    len: usize,
-}
-
-impl<T: Real> Buffer<T> {
-    /// A buffer with the content of a contiguous tensor.
-    pub fn of<'py>(torch: &Torch<'py>, tensor: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let Ok(at) = torch.locate::<T>(tensor, &torch.shape, torch.len)? else {
-            return Err(torch.raise("a state is not a contiguous cpu tensor. Pass one.".into()));
-        };
-        let mut buffer = torch.buffer()?;
-        // SAFETY: as in `Torch::take`.
-        buffer.as_mut().copy_from_slice(unsafe { std::slice::from_raw_parts(at, torch.len) });
-        Ok(buffer)
-    }
-
-    /// Whether the tensor still is what it was made as: our memory is safe whatever was done to it,
-    /// but the next call must not see another tensor.
-    fn whole(&self, torch: &Torch<'_>) -> PyResult<bool> {
-        let (py, tensor) = (torch.py, self.tensor.bind(torch.py));
-        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        Ok(address == self.address
-            && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
-            && tensor.getattr(intern!(py, "dtype"))?.is(torch.dtype())
-            && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?)
-    }
-
-    /// Whether somebody else kept a reference to the memory.
-    fn shared(&self, torch: &Torch<'_>) -> PyResult<bool> {
-        let shares = torch.shares(self.tensor.bind(torch.py), self.storage.bind(torch.py))?;
-        Ok(shares.is_none() || shares != self.shares)
-    }
-
-    /// The buffer for another use: itself, or a new one where Python did something to it or kept it.
-    pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
-        let untouched = self.whole(torch)?
-            && version(self.tensor.bind(torch.py))? == self.version
-            && !self.shared(torch)?;
-        if untouched { Ok(self) } else { torch.buffer() }
-    }
-
-    /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
-    /// reference to it, leave it to them and go on in a copy.
-    pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
-        if !self.whole(torch)? {
-            return Err(torch.raise(format!(
-                "{who} changed the memory of the state that it was given (resized, freed or \
-                 re-typed it). Work on a copy: x.clone()."
-            )));
-        }
-        if version(self.tensor.bind(torch.py))? != self.version {
-            return Err(torch.raise(format!(
-                "{who} wrote into the state that it was given. Work on a copy: x.clone()."
-            )));
-        }
-        if self.shared(torch)? {
-            let mut copy = torch.buffer::<T>()?;
-            copy.as_mut().copy_from_slice(self.as_ref());
-            *self = copy;
-        }
-        Ok(())
-    }
-}
-
-/// Python references to an object.
-fn references(object: &Bound<'_, PyAny>) -> usize {
-    // SAFETY: `object` is a live reference, held with the interpreter lock.
-    unsafe { ffi::Py_REFCNT(object.as_ptr()) as usize }
-}
-
-fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
-    tensor.getattr(intern!(tensor.py(), "_version"))?.extract()
-}
-
-impl<T> AsRef<[T]> for Buffer<T> {
-    fn as_ref(&self) -> &[T] {
-        // SAFETY: `at` is the start of `len` elements of `_memory`, which is never resized and lives
-        // as long as this buffer; it is zeroed, and any bits are a number.
-        unsafe { std::slice::from_raw_parts(self.at, self.len) }
-    }
-}
-
-impl<T> AsMut<[T]> for Buffer<T> {
-    fn as_mut(&mut self) -> &mut [T] {
-        // SAFETY: as for reading; between calls of Python only this buffer refers to the memory
-        // (`reclaim`), and `&mut self` is the only access from our side.
-        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
-    }
-}
-
-/// The elements of a tensor that a caller of ours has made to be filled.
-pub fn writable<'a, T: Real>(tensor: &'a mut Bound<'_, PyAny>) -> PyResult<&'a mut [T]> {
-    let torch = Torch::like(tensor, tensor.py().None().into_bound(tensor.py()))?;
-    if torch.precision != T::PRECISION {
-        return Err(PyValueError::new_err(format!("a tensor to fill is not of {}", T::DTYPE)));
-    }
-    match torch.locate::<T>(tensor, &torch.shape, torch.len)? {
-        // SAFETY: `len` elements lie at `at`, in the storage of a tensor that the caller holds and
-        // has handed to nobody else.
-        Ok(at) => Ok(unsafe { std::slice::from_raw_parts_mut(at, torch.len) }),
-        Err(_) => Err(PyValueError::new_err("a tensor to fill is not contiguous on the cpu")),
-    }
-}
-
-/// The tensor into which output times are written, one state after the other.
-pub struct Outputs<'py> {
-    tensor: Bound<'py, PyAny>,
-    shape: Bound<'py, PyTuple>,
-    count: usize,
-}
-
-impl<'py> Outputs<'py> {
-    pub fn new(torch: &Torch<'py>, tensor: Bound<'py, PyAny>, count: usize) -> PyResult<Self> {
-        let own = torch.shape.to_list();
-        own.insert(0, PyInt::new(torch.py, count))?;
-        Ok(Outputs { tensor, shape: own.to_tuple(), count })
-    }
-
-    /// The place of the `index`-th state, looked up anew.
-    pub fn place<T: Real>(&mut self, torch: &Torch<'py>, index: usize) -> PyResult<&mut [T]> {
-        let all = self.count * torch.len;
-        match torch.locate::<T>(&self.tensor, &self.shape, all)? {
-            // SAFETY: `all` elements lie at `at`, in the storage of a tensor that we hold a reference
-            // to and that only the calling `solve` knows; the lock is held until it is written, and
-            // `index < count` is checked here.
-            Ok(at) if index < self.count => {
-                Ok(unsafe { std::slice::from_raw_parts_mut(at.add(index * torch.len), torch.len) })
-            }
-            _ => Err(torch.raise("the tensor for output times does not hold them.".into())),
-        }
     }
 }

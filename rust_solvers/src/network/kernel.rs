@@ -53,6 +53,9 @@ impl Kernel {
     /// # Errors
     /// In words, where there is no such operation or it cannot be done to them.
     pub fn new(named: &Named, operands: &[View], out: &View) -> Result<Self, String> {
+        if !operands.iter().chain([out]).all(View::countable) {
+            return Err(format!("{} of views with too many elements", named.name));
+        }
         let kernel = Kernel::of(named, operands, out).ok_or_else(|| {
             format!("there is no operation {:?} of {} operands", named.name, operands.len())
         })?;
@@ -194,7 +197,7 @@ impl Kernel {
             }
             Kernel::Pool(_, window) => {
                 // A window wholly in the padding would see nothing.
-                let seen = (0..2).all(|i| window.padding[i] * 2 <= window.kernel[i]);
+                let seen = (0..2).all(|i| window.padding[i] <= window.kernel[i] / 2);
                 let images = shapes.len() == 1 && shapes[0].len() == 3 && result.len() == 3;
                 packed(operands) && images && window.sound() && seen && shapes[0][0] == result[0]
             }
@@ -228,7 +231,7 @@ impl Kernel {
                 n + (channels.input * depth / PRODUCTS + depth) * window.pixels()
             }
             Kernel::Function(f) => n * f.weight(),
-            Kernel::Pool(_, window) => n * window.taps() * 4,
+            Kernel::Pool(_, window) => n.saturating_mul(4 * window.taps()),
             Kernel::Reduce(_) => operands[0].count(),
             Kernel::Softmax => n * 6,
             Kernel::LayerNorm { .. } | Kernel::GroupNorm { .. } => n * 4,
@@ -293,9 +296,8 @@ impl Kernel {
             }
             Kernel::Convolve(window, channels) => {
                 let weights = (operands[1].packed(0), vector(2));
-                each(rows, out, first, |v, out| {
-                    spatial::convolve(window, *channels, v, weights, out, scratch);
-                });
+                let image = |row| first.packed(row);
+                spatial::convolve(window, *channels, image, weights, out, scratch);
             }
             Kernel::ConvolveTransposed(window, channels) => {
                 let weights = (operands[1].packed(0), vector(2));

@@ -103,6 +103,13 @@ impl View {
         self.shape.iter().product()
     }
 
+    /// Whether its elements can be counted, and what it reaches: none of its numbers overflows then.
+    pub fn countable(&self) -> bool {
+        let count = self.shape.iter().try_fold(1usize, |n, &m| n.checked_mul(m.max(1)));
+        let most = |n: Option<usize>| n.is_some_and(|n| n < 1 << 40);
+        most(count) && (self.shape.contains(&0) || most(self.reach()))
+    }
+
     /// One more than the largest index that it reaches, None where that is beyond all memory.
     pub fn reach(&self) -> Option<usize> {
         let mut last = self.offset;

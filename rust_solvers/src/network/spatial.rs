@@ -23,7 +23,7 @@ impl Window {
             let room = self.padding[i].checked_mul(2).and_then(|p| p.checked_add(self.input[i]));
             let last = self.output[i].wrapping_sub(1).checked_mul(self.stride[i]);
             let positive = [self.input[i], self.output[i], self.kernel[i], self.stride[i]];
-            positive.iter().all(|&n| n > 0 && n < 1 << 31)
+            positive.iter().all(|&n| n > 0 && n < 1 << 20)
                 && matches!((reach, room, last), (Some(reach), Some(room), Some(last))
                     if last.checked_add(reach).is_some_and(|end| end < room))
         })
@@ -55,11 +55,21 @@ impl Window {
         first..end.clamp(first, self.output[1])
     }
 
-    /// Call `each(column, line, from, n)` for every run of n pixels of the unfolded image: in the
-    /// matrix of taps x pixels they begin at `line`, in the image at `from`, `stride` apart.
-    fn runs(&self, channels: usize, mut each: impl FnMut(usize, Option<usize>, usize)) {
+    /// Whether a tap shows the image as it is, only moved.
+    fn moves(&self) -> bool {
+        self.stride == [1, 1] && self.input[1] == self.output[1]
+    }
+
+    /// Call `each(line, start, kx)` for every line of pixels of the unfolded image: in the matrix,
+    /// `wide` elements a tap, it begins at `line`, in the image at `start`, unless it is outside.
+    fn runs(
+        &self,
+        channels: usize,
+        wide: usize,
+        mut each: impl FnMut(usize, Option<usize>, usize),
+    ) {
         let [height, width] = self.output;
-        let mut line = 0;
+        let mut tap = 0;
         for channel in 0..channels {
             for ky in 0..self.kernel[0] {
                 for kx in 0..self.kernel[1] {
@@ -71,39 +81,64 @@ impl Window {
                                 (channel * self.input[0] + iy) * self.input[1] + ix
                                     - self.padding[1]
                             });
-                        each(line, start, kx);
-                        line += width;
+                        each(tap * wide + oy * width, start, kx);
                     }
+                    tap += 1;
                 }
             }
         }
     }
 
-    /// The image as a matrix of (channels taps) x pixels, zero where a tap is outside.
-    fn unfold<T: Elementary>(&self, channels: usize, image: &[T], matrix: &mut Vec<T>) {
-        matrix.resize(channels * self.taps() * self.pixels(), T::ZERO);
+    /// The image as a matrix of (channels taps) x pixels, zero where a tap is outside; a line of the
+    /// matrix begins `wide` elements after the one before.
+    fn unfold<T: Elementary>(&self, channels: usize, image: &[T], matrix: &mut [T], wide: usize) {
+        if self.moves() {
+            let area = self.input[0] * self.input[1];
+            for (tap, out) in matrix.chunks_mut(wide).enumerate().take(channels * self.taps()) {
+                let (channel, k) = (tap / self.taps(), tap % self.taps());
+                let k = [k / self.kernel[1], k % self.kernel[1]];
+                self.moved(&image[channel * area..][..area], k, &mut out[..self.pixels()]);
+            }
+            return;
+        }
         let (width, stride) = (self.output[1], self.stride[1]);
-        self.runs(channels, |line, start, kx| {
+        self.runs(channels, wide, |line, start, kx| {
             let out = &mut matrix[line..line + width];
             let Some(start) = start else { return out.fill(T::ZERO) };
             let inside = self.inside(kx);
             out[..inside.start].fill(T::ZERO);
             out[inside.end..].fill(T::ZERO);
-            let out = &mut out[inside];
-            if stride == 1 {
-                out.copy_from_slice(&image[start..][..out.len()]);
-            } else {
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = image[start + i * stride];
-                }
+            for (i, out) in out[inside].iter_mut().enumerate() {
+                *out = image[start + i * stride];
             }
         });
+    }
+
+    /// What a tap shows of one channel where windows only move: one run of the image, but for the
+    /// columns that leave it.
+    fn moved<T: Elementary>(&self, image: &[T], [ky, kx]: [usize; 2], out: &mut [T]) {
+        let ([height, width], columns) = (self.output, self.inside(kx));
+        let mut lines = (0..height).filter(|&oy| self.source(0, oy, ky).is_some());
+        let Some(first) = lines.next().filter(|_| !columns.is_empty()) else {
+            return out.fill(T::ZERO);
+        };
+        let end = lines.next_back().unwrap_or(first) + 1;
+        let (from, to) = (first * width + columns.start, (end - 1) * width + columns.end);
+        let row = first + ky * self.dilation[0] - self.padding[0];
+        let start = row * width + columns.start + kx * self.dilation[1] - self.padding[1];
+        out[from..to].copy_from_slice(&image[start..][..to - from]);
+        out[..from].fill(T::ZERO);
+        out[to..].fill(T::ZERO);
+        for line in out.chunks_mut(width) {
+            line[..columns.start].fill(T::ZERO);
+            line[columns.end..].fill(T::ZERO);
+        }
     }
 
     /// The transpose of `unfold`: what each tap holds is added to the pixel it looks at.
     fn fold<T: Elementary>(&self, channels: usize, matrix: &[T], image: &mut [T]) {
         let stride = self.stride[1];
-        self.runs(channels, |line, start, kx| {
+        self.runs(channels, self.pixels(), |line, start, kx| {
             let Some(start) = start else { return };
             let inside = self.inside(kx);
             let from = &matrix[line + inside.start..line + inside.end];
@@ -129,35 +164,56 @@ fn begin<T: Elementary>(out: &mut [T], bias: Option<&[T]>, pixels: usize) {
     }
 }
 
-/// One image by `weight` of output x (input / groups) x taps, plus the bias.
-pub fn convolve<T: Elementary>(
+/// Pixels that a product should have, of several images where they are small: its kernels are as wide.
+const WIDE: usize = 256;
+/// Elements that unfolded images may have to stay in a core's own cache.
+const UNFOLDED: usize = 1 << 17;
+
+/// Each image, of which `images(i)` gives the i-th, by `weight` of output x (input / groups) x taps,
+/// plus the bias.
+pub fn convolve<'a, T: Elementary>(
     window: &Window,
     channels: Channels,
-    image: &[T],
+    images: impl Fn(usize) -> &'a [T],
     (weight, bias): (&[T], Option<&[T]>),
     out: &mut [T],
     scratch: &mut Vec<T>,
 ) {
     let (pixels, groups) = (window.pixels(), channels.groups);
     let (into, from) = (channels.output / groups, channels.input / groups);
-    let depth = from * window.taps();
-    begin(out, bias, pixels);
+    let (depth, size) = (from * window.taps(), channels.output * pixels);
     let area = window.input[0] * window.input[1];
-    for group in 0..groups {
-        let image = &image[group * from * area..][..from * area];
-        let matrix = if window.plain() {
-            image
-        } else {
-            window.unfold(from, image, scratch);
-            &scratch[..]
-        };
-        product(
-            &mut out[group * into * pixels..][..into * pixels],
-            (into, depth, pixels),
-            Matrix::rows(&weight[group * into * depth..], depth),
-            Matrix::rows(matrix, pixels),
-            true,
-        );
+    let together = WIDE.div_ceil(pixels).min(UNFOLDED / (depth * pixels)).max(1);
+    for (i, out) in out.chunks_mut(together * size).enumerate() {
+        let (first, count) = (i * together, out.len() / size);
+        let wide = count * pixels;
+        let room = (depth + into) * wide;
+        scratch.resize(scratch.len().max(room), T::ZERO);
+        let (matrix, made) = scratch[..room].split_at_mut(depth * wide);
+        for group in 0..groups {
+            let image = |k: usize| &images(first + k)[group * from * area..][..from * area];
+            let weight = Matrix::rows(&weight[group * into * depth..], depth);
+            let bias = bias.map(|b| &b[group * into..][..into]);
+            let shape = (into, depth, wide);
+            if count == 1 && window.plain() {
+                let out = &mut out[group * into * pixels..][..into * pixels];
+                begin(out, bias, pixels);
+                product(out, shape, weight, Matrix::rows(image(0), pixels), true);
+                continue;
+            }
+            for k in 0..count {
+                window.unfold(from, image(k), &mut matrix[k * pixels..], wide);
+            }
+            product(made, shape, weight, Matrix::rows(matrix, wide), false);
+            for (k, out) in out.chunks_mut(size).enumerate() {
+                let out = out[group * into * pixels..].chunks_mut(pixels).take(into);
+                for (channel, out) in out.enumerate() {
+                    let shift = bias.map_or(T::ZERO, |b| b[channel]);
+                    let made = &made[channel * wide + k * pixels..];
+                    out.iter_mut().zip(made).for_each(|(out, &x)| *out = x + shift);
+                }
+            }
+        }
     }
 }
 
@@ -237,5 +293,79 @@ pub fn enlarge<T: Copy>(width: usize, times: [usize; 2], image: &[T], out: &mut 
             out.fill(x);
         }
         rest.chunks_mut(wide).for_each(|out| out.copy_from_slice(first));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn number(i: usize) -> f64 {
+        ((i * 37) % 11) as f64 - 5.0
+    }
+
+    /// A convolution by its definition, on small whole numbers: any order of its sums gives the same.
+    fn by_definition(
+        window: &Window,
+        channels: Channels,
+        image: &[f64],
+        weight: &[f64],
+        [channel, oy, ox]: [usize; 3],
+    ) -> f64 {
+        let (into, from) = (channels.output / channels.groups, channels.input / channels.groups);
+        let mut sum = number(channel);
+        for c in 0..from {
+            for ky in 0..window.kernel[0] {
+                for kx in 0..window.kernel[1] {
+                    let (Some(iy), Some(ix)) = (window.source(0, oy, ky), window.source(1, ox, kx))
+                    else {
+                        continue;
+                    };
+                    let tap =
+                        ((channel * from + c) * window.kernel[0] + ky) * window.kernel[1] + kx;
+                    let at = (channel / into * from + c) * window.input[0] + iy;
+                    sum += weight[tap] * image[at * window.input[1] + ix];
+                }
+            }
+        }
+        sum
+    }
+
+    proptest! {
+        #[test]
+        fn a_convolution_is_its_definition(
+            input in [1usize..9, 1usize..9], kernel in [1usize..4, 1usize..4],
+            stride in [1usize..3, 1usize..3], padding in [0usize..3, 0usize..3],
+            dilation in [1usize..3, 1usize..3],
+            from in 1usize..3, into in 1usize..4, groups in 1usize..3, rows in 1usize..5,
+        ) {
+            let output: [Option<usize>; 2] = std::array::from_fn(|i| {
+                let reach = dilation[i] * (kernel[i] - 1) + 1;
+                (input[i] + 2 * padding[i]).checked_sub(reach).map(|room| room / stride[i] + 1)
+            });
+            let [Some(height), Some(width)] = output else { return Ok(()) };
+            let window = Window { input, output: [height, width], kernel, stride, padding, dilation };
+            prop_assert!(window.sound());
+            let channels = Channels { input: from * groups, output: into * groups, groups };
+            let of_row = channels.input * input[0] * input[1];
+            let images: Vec<f64> = (0..rows * of_row).map(number).collect();
+            let weight: Vec<f64> =
+                (0..channels.output * from * window.taps()).map(|i| number(i + 3)).collect();
+            let bias: Vec<f64> = (0..channels.output).map(number).collect();
+            let of_result = channels.output * height * width;
+            let mut out = vec![f64::NAN; rows * of_result];
+            // Scratch that holds something already.
+            let mut scratch = vec![f64::NAN; 7];
+            let image = |i: usize| &images[i * of_row..][..of_row];
+            let weights = (&weight[..], Some(&bias[..]));
+            convolve(&window, channels, image, weights, &mut out, &mut scratch);
+            for (i, &found) in out.iter().enumerate() {
+                let (row, at) = (i / of_result, i % of_result);
+                let place = [at / (height * width), at / width % height, at % width];
+                let expected = by_definition(&window, channels, image(row), &weight, place);
+                prop_assert_eq!(found, expected);
+            }
+        }
     }
 }

@@ -1,0 +1,212 @@
+//! Memory of ours that torch sees as a tensor: states.
+
+use std::cell::UnsafeCell;
+use std::ffi::c_void;
+
+use pyo3::exceptions::PyMemoryError;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use crate::real::Real;
+
+use super::tensor::Torch;
+
+/// Memory that Rust owns and lends to torch by the buffer protocol. torch cannot resize it, and it
+/// lives for as long as anybody, here or there, refers to it.
+#[pyclass(frozen)]
+pub struct Memory {
+    words: Vec<UnsafeCell<u64>>,
+    bytes: usize,
+}
+
+// SAFETY: nothing reads or writes the words through a `&Memory`; who uses its address answers for
+// that (`Buffer` on our side, torch on the other, as with any two tensors on one storage).
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Zeros, or an error where there is no room for them.
+    fn zeros(bytes: usize) -> PyResult<Self> {
+        let count = bytes.div_ceil(8);
+        let mut words = Vec::new();
+        words
+            .try_reserve_exact(count)
+            .map_err(|_| PyMemoryError::new_err(format!("no room for a state of {bytes} bytes")))?;
+        words.resize_with(count, || UnsafeCell::new(0));
+        Ok(Memory { words, bytes })
+    }
+}
+
+#[pymethods]
+impl Memory {
+    /// Lend the memory, writable.
+    ///
+    /// # Safety
+    /// Called by the interpreter with a valid `view`; the memory is never moved or freed before the
+    /// last reference to `slf`, of which the view holds one.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: std::ffi::c_int,
+    ) -> PyResult<()> {
+        let memory = slf.get();
+        let at = memory.words.as_ptr().cast::<c_void>().cast_mut();
+        let len = memory.bytes as ffi::Py_ssize_t;
+        // SAFETY: `at` is the start of `bytes` bytes that live as long as `slf`.
+        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at, len, 0, flags) };
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+    }
+}
+
+/// A state: memory of ours, and the tensor by which Python sees it.
+pub struct Buffer<T> {
+    pub tensor: Py<PyAny>,
+    storage: Py<PyAny>,
+    /// The ways to the memory when only this buffer had it.
+    shares: Option<[usize; 4]>,
+    version: u64,
+    address: usize,
+    _memory: Py<Memory>,
+    at: *mut T,
+    len: usize,
+}
+
+impl<T: Real> Buffer<T> {
+    /// A buffer with the content of a contiguous tensor.
+    pub fn of<'py>(torch: &Torch<'py>, tensor: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let Ok(at) = torch.locate::<T>(tensor, &torch.shape, torch.len)? else {
+            return Err(torch.raise("a state is not a contiguous cpu tensor. Pass one.".into()));
+        };
+        let mut buffer = torch.buffer()?;
+        // SAFETY: as in `Torch::take`.
+        buffer.as_mut().copy_from_slice(unsafe { std::slice::from_raw_parts(at, torch.len) });
+        Ok(buffer)
+    }
+
+    /// Whether the tensor still is what it was made as: our memory is safe whatever was done to it,
+    /// but the next call must not see another tensor.
+    fn whole(&self, torch: &Torch<'_>) -> PyResult<bool> {
+        let (py, tensor) = (torch.py, self.tensor.bind(torch.py));
+        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        Ok(address == self.address
+            && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
+            && tensor.getattr(intern!(py, "dtype"))?.is(torch.dtype())
+            && tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()?)
+    }
+
+    /// Whether somebody else kept a reference to the memory.
+    fn shared(&self, torch: &Torch<'_>) -> PyResult<bool> {
+        let shares = torch.shares(self.tensor.bind(torch.py), self.storage.bind(torch.py))?;
+        Ok(shares.is_none() || shares != self.shares)
+    }
+
+    /// The buffer for another use: itself, or a new one where Python did something to it or kept it.
+    pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
+        let untouched = self.whole(torch)?
+            && version(self.tensor.bind(torch.py))? == self.version
+            && !self.shared(torch)?;
+        if untouched { Ok(self) } else { torch.buffer() }
+    }
+
+    /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
+    /// reference to it, leave it to them and go on in a copy.
+    pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
+        if !self.whole(torch)? {
+            return Err(torch.raise(format!(
+                "{who} changed the memory of the state that it was given (resized, freed or \
+                 re-typed it). Work on a copy: x.clone()."
+            )));
+        }
+        if version(self.tensor.bind(torch.py))? != self.version {
+            return Err(torch.raise(format!(
+                "{who} wrote into the state that it was given. Work on a copy: x.clone()."
+            )));
+        }
+        if self.shared(torch)? {
+            let mut copy = torch.buffer::<T>()?;
+            copy.as_mut().copy_from_slice(self.as_ref());
+            *self = copy;
+        }
+        Ok(())
+    }
+}
+
+/// Python references to an object.
+fn references(object: &Bound<'_, PyAny>) -> usize {
+    // SAFETY: `object` is a live reference, held with the interpreter lock.
+    unsafe { ffi::Py_REFCNT(object.as_ptr()) as usize }
+}
+
+fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
+    tensor.getattr(intern!(tensor.py(), "_version"))?.extract()
+}
+
+impl<T> AsRef<[T]> for Buffer<T> {
+    fn as_ref(&self) -> &[T] {
+        // SAFETY: `at` is the start of `len` elements of `_memory`, which is never resized and lives
+        // as long as this buffer; it is zeroed, and any bits are a number.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+}
+
+impl<T> AsMut<[T]> for Buffer<T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for reading; between calls of Python only this buffer refers to the memory
+        // (`reclaim`), and `&mut self` is the only access from our side.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+impl<'py> Torch<'py> {
+    /// A new buffer, all zeros.
+    pub fn buffer<T: Real>(&self) -> PyResult<Buffer<T>> {
+        let memory = Memory::zeros(self.len * size_of::<T>())?;
+        let at = memory.words.as_ptr().cast::<T>().cast_mut();
+        let memory = Bound::new(self.py, memory)?;
+        // torch makes no tensor of an empty buffer; an empty one has no memory to share.
+        let flat = if self.len == 0 {
+            self.library
+                .tensor
+                .bind(self.py)
+                .call0()?
+                .call_method1(intern!(self.py, "to"), (self.dtype(),))?
+        } else {
+            let keywords = pyo3::types::PyDict::new(self.py);
+            keywords.set_item(intern!(self.py, "dtype"), self.dtype())?;
+            self.library.frombuffer.bind(self.py).call((&memory,), Some(&keywords))?
+        };
+        let tensor = flat.call_method1(intern!(self.py, "view"), (&self.shape,))?;
+        drop(flat);
+        let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
+        Ok(Buffer {
+            shares: self.shares(&tensor, &storage)?,
+            version: version(&tensor)?,
+            address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
+            tensor: tensor.unbind(),
+            storage: storage.unbind(),
+            _memory: memory.unbind(),
+            at,
+            len: self.len,
+        })
+    }
+
+    /// How many ways lead to a tensor's memory: references to the tensor and its storage, in Python
+    /// and in C++. None where this torch does not tell.
+    fn shares(
+        &self,
+        tensor: &Bound<'py, PyAny>,
+        storage: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<[usize; 4]>> {
+        let Some(uses) = &self.library.storage_uses else { return Ok(None) };
+        let Ok(count) = tensor.call_method0(intern!(self.py, "_use_count")) else {
+            return Ok(None);
+        };
+        let address = storage.getattr(intern!(self.py, "_cdata"))?;
+        Ok(Some([
+            references(tensor),
+            references(storage),
+            count.extract()?,
+            uses.bind(self.py).call1((address,))?.extract()?,
+        ]))
+    }
+}
