@@ -51,6 +51,10 @@ class GAN(Family):
     """
 
     name = "gan"
+    no_path = (
+        "a generator leads from noise to data in one step, trained against a critic; no law of points "
+        "lies between."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "reverse": "exact",
         "loss": "exact",

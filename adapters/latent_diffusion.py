@@ -56,6 +56,10 @@ class LatentDiffusion(Family):
     """
 
     name = "latent_diffusion"
+    no_path = (
+        "its path is its prior's and lies in the latents of an autoencoder that is trained too. Compare "
+        "the priors, family.prior."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "forward": "ode",
         "reverse": "ode",

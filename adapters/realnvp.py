@@ -54,6 +54,10 @@ class RealNVP(Family):
     """
 
     name = "realnvp"
+    no_path = (
+        "one invertible network leads from data to noise in one step, with an exact density; no law of "
+        "points between is prescribed."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = dict.fromkeys(VERBS, "exact")
 
     def __init__(

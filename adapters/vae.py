@@ -53,6 +53,10 @@ class VAE(Family):
     """
 
     name = "vae"
+    no_path = (
+        "an encoder and a decoder lead between data and a latent in one step each, and a bound trains "
+        "both; no law of points lies between."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "forward": "exact",
         "reverse": "exact",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, cast
 
 from ..errors import InterpError
 from ..interpolant import Interpolant
@@ -57,10 +58,42 @@ class FamilyReport(PathReport):
     relation: str = "none"
     views: tuple[str, str] = ("", "")
     pairing: tuple[str, str] = ("", "")
-    apart: Apart = field(default=Apart())
-    pairs_apart: float = _NAN
-    sample_errors: tuple[float, float] = (_NAN, _NAN)
-    loss_ratio: float = _NAN
+
+    # Measured when asked for: whether they are one is known without.
+
+    @cached_property
+    def apart(self) -> Apart:
+        """How far apart their exact models of a mixture are; see the class."""
+        if not self._matched or self.pairing[0] != self.pairing[1]:
+            return Apart()
+        own = [view if view in VIEWS else "velocity" for view in self.views]
+        return cast(Apart, _tried(lambda: measures.apart(self._between(), *own), Apart()))
+
+    @cached_property
+    def pairs_apart(self) -> float:
+        """How far apart their velocities are by their pairs; see the class."""
+        if self.pairing[0] == self.pairing[1]:
+            return 0.0
+        if not self._matched:
+            return _NAN
+        return float(_tried(lambda: measures.pairs_apart(self.a, self.b), _NAN))
+
+    @cached_property
+    def sample_errors(self) -> tuple[float, float]:
+        """How far their own samples are from the data; see the class."""
+        if not self._matched:
+            return _NAN, _NAN
+        a, b = (_tried(partial(measures.sampled, one), _NAN) for one in (self.a, self.b))
+        return a, b
+
+    @cached_property
+    def loss_ratio(self) -> float:
+        """How far the weights of their losses are apart, as a factor; see the class."""
+        return measures.loss_ratio(self.a, self.b, self._between()) if self._matched else _NAN
+
+    @property
+    def _matched(self) -> bool:
+        return self._change is not None and bool(self.a.path.gaussian_base)
 
     @property
     def step_error(self) -> float:
@@ -129,23 +162,8 @@ def compare_families(a: Any, b: Any, tol: float) -> FamilyReport:
     }
     views, pairs = (_view(a), _view(b)), (_pairs(a), _pairs(b))
     relation, reason = _relation(paths, (a, b), views, pairs)
-    found: dict[str, Any] = {
-        "relation": relation, "reason": reason, "equivalent": relation == "one", "views": views,
-        "pairing": pairs, "pairs_apart": 0.0,
-    }  # fmt: skip
-    if paths._change is not None and a.path.gaussian_base:
-        change = paths._change
-        if pairs[0] != pairs[1]:
-            found["pairs_apart"] = _tried(lambda: measures.pairs_apart(a, b), _NAN)
-        else:
-            own = [view if view in VIEWS else "velocity" for view in views]
-            found["apart"] = _tried(lambda: measures.apart(change, own[0], own[1]), Apart())
-        found["loss_ratio"] = measures.loss_ratio(a, b, change)
-        found["sample_errors"] = (
-            _tried(lambda: measures.sampled(a), _NAN),
-            _tried(lambda: measures.sampled(b), _NAN),
-        )
-    return FamilyReport(a, b, **{**shared, **found})
+    found = {"relation": relation, "reason": reason, "equivalent": relation == "one"}
+    return FamilyReport(a, b, **{**shared, **found}, views=views, pairing=pairs)
 
 
 def _tried(measure: Callable[[], Any], otherwise: Any) -> Any:

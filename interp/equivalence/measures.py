@@ -102,7 +102,7 @@ def _carried(change: Between, target: Mixture, t: float, r: float, adaptive: boo
             if path.table is None:
                 return solve(field, x, t=(t, r), method="dop853", rtol=1e-10, atol=1e-10).x
             # Between the nodes of a table nothing is smooth enough for a high order.
-            return solve(field, x, t=(t, r), method="dopri5", rtol=1e-8, atol=1e-8).x
+            return solve(field, x, t=(t, r), method="dopri5", rtol=1e-7, atol=1e-7).x
         term = path.ode(target.data(path), view="data")
         times = torch.tensor([t, r], dtype=torch.float64)
         return term.first_order(times[0], times[1], x, term.call(times[0], x, {}))
