@@ -170,8 +170,8 @@ Two families are **one** where a change of time t → s(t), of scale x → c(t) 
 (`Interpolant.convert`) makes the exact model of each that of the other, for every law of the data: where
 the ratios alpha : beta : gamma run through one curve (with a Gaussian base, through one range of log-SNR),
 noise and data are paired alike, and both networks are fields or both are maps. It says no to what is merely
-close: what it allows is an angle of 1e-6. The last column of the picture is each family against its twin: itself on a path that begins at
-t = 0.01, or with one of its numbers a hundredth off.
+close: what it allows is an angle of 1e-6. The last column of the picture is each family against its twin:
+itself on a path that begins at t = 0.01, or with one of its numbers a hundredth off.
 """
 
 
@@ -257,7 +257,8 @@ def _row(a: str, b: str, report: FamilyReport) -> str:
     times = [0.25, 0.5, 0.75]
     there = ", ".join(f"{t:g} → {report.time_map(t).item():.4g}" for t in times)
     scale = ", ".join(f"{report.scale_map(t).item():.4g}" for t in times)
-    return f"| {a} | {b} | {report.max_error:.0e} | {there} | {scale} | {_apart(report)} | {_weights(report)} |"
+    off = f"{report.max_error:.0e}"
+    return f"| {a} | {b} | {off} | {there} | {scale} | {_apart(report)} | {_weights(report)} |"
 
 
 def _apart(report: FamilyReport) -> str:
