@@ -76,6 +76,7 @@ class DiffFlow(Family):
     """
 
     name = "diffflow"
+    no_path = "its particles move by the ratio of the data's law and their own, which no schedule prescribes."
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "forward": "ode",
         "reverse": "ode",

@@ -67,6 +67,10 @@ class EnergyMatching(Family):
     """
 
     name = "energy_matching"
+    no_path = (
+        "one potential without time carries noise to data and rests in their density; the velocity of a "
+        "path depends on time."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "forward": "ode",
         "reverse": "ode",

@@ -92,6 +92,10 @@ class JKO(Family):
     """
 
     name = "jko"
+    no_path = (
+        "its law descends a functional of laws step by step, and what lies between is found, not "
+        "prescribed."
+    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "reverse": "exact",
         "loss": "exact",

@@ -96,7 +96,7 @@ def ordered(names: Sequence[str]) -> list[str]:
 def draw(names: Sequence[str], pairs: Any, twins: Any, to: Path) -> None:
     """Above the diagonal how they are related and the angle; below it the losses' weights."""
     n = len(names)
-    figure, (axes,) = style.figure(1, 1, (2.4 + 0.62 * (n + 1), 2.2 + 0.5 * n))
+    figure, (axes,) = style.figure(1, 1, (1.8 + 0.4 * (n + 1), 1.9 + 0.3 * n))
     axes.set_xlim(-0.5, n + 0.7)
     axes.set_ylim(n - 0.5, -0.5)
     for i, a in enumerate(names):
@@ -107,19 +107,24 @@ def draw(names: Sequence[str], pairs: Any, twins: Any, to: Path) -> None:
     axes.set_xticks([*range(n), n + 0.2], [*names, "its perturbed twin"], rotation=45, ha="left")
     axes.set_yticks(range(n), names)
     axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=7.5)
     axes.spines[:].set_visible(False)
     from matplotlib.patches import Patch
 
     used = {r.relation for r in (*pairs.values(), *twins.values())}
     handles = [Patch(color=COLOURS[r], label=RELATIONS[r]) for r in RELATIONS if r in used]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9,
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7.5,
         title="above the diagonal: largest angle between the paths, radians; below: how far the weights "
         "of the losses differ, as a factor",
-        title_fontsize=9,
+        title_fontsize=7.5,
     )  # fmt: skip
     style.finish(figure, to)
+    from PIL import Image
+
+    with Image.open(to) as image:  # few colours: half the size
+        small = image.convert("RGB").quantize(96)
+    small.save(to, optimize=True)
 
 
 def _cell(axes: Any, x: float, y: float, report: FamilyReport, below: bool) -> None:
@@ -137,7 +142,7 @@ def _cell(axes: Any, x: float, y: float, report: FamilyReport, below: bool) -> N
         text = angle(report.max_error)
     dark = report.relation == "one"
     axes.text(
-        x, y, text, ha="center", va="center", fontsize=7.5, color="white" if dark else style.INK
+        x, y, text, ha="center", va="center", fontsize=6, color="white" if dark else style.INK
     )
 
 
@@ -149,7 +154,9 @@ def short(value: float) -> str:
 
 
 def angle(value: float) -> str:
-    """An angle as it is read: pi/2, or two digits."""
+    """An angle as it is read: pi/2, one digit, or 0 where rounding is all there is."""
+    if value < 1e-12:
+        return "0"
     if math.isnan(value):
         return "?"
     return "π/2" if abs(value - math.pi / 2) < 1e-9 else f"{value:.1g}"

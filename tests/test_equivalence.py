@@ -121,6 +121,60 @@ def test_a_gaussian_base_is_another_thing():
         report.time_map(0.5)
 
 
+def test_a_part_of_a_bridge_is_not_the_bridge():
+    bridge = schedules.brownian_bridge(0.7)
+    report = compare(bridge, bridge.warp(lambda t: 0.01 + 0.99 * t))
+    assert not report.equivalent
+    assert "begin or end elsewhere" in report.reason
+    # At t = 0.01 alpha : beta : gamma is .99 : .01 : .7 sqrt(.0099), from 1 : 0 : 0.
+    off = math.atan(math.hypot(0.01, 0.7 * math.sqrt(0.0099)) / 0.99)
+    assert report.max_error == pytest.approx(off, rel=1e-9)
+
+
+@pytest.mark.parametrize("path", [schedules.mirror(), schedules.encode_decode()], ids=repr)
+def test_a_path_that_turns_back_is_one_with_itself(path):
+    report = compare(path, path.rescale(lambda t: 1 + t))
+    assert report.equivalent
+    torch.testing.assert_close(report.time_map(T), T)
+    torch.testing.assert_close(report.scale_map(T), 1 + T)
+
+
+def test_gamma_alone_decides_between_bridges_and_only_with_alpha_for_a_gaussian_base():
+    """Two-sided: alpha : beta : gamma; with a Gaussian base alpha x0 + gamma z is one normal."""
+
+    def alpha(t):
+        return 0.6 * (1 - t)
+
+    def gamma(t):
+        return 0.8 * (1 - t)
+
+    split = interp.Interpolant(alpha, lambda t: t, gamma)
+    assert compare(split, schedules.linear()).equivalent  # .6^2 + .8^2 = 1
+    off = interp.Interpolant(alpha, lambda t: t, lambda t: 0.8 * (1 - t) * (1 + 1e-4 * t))
+    assert compare(off, schedules.linear()).equivalent  # one range of log-SNR, at another speed
+    pair = [interp.Interpolant(p.alpha, p.beta, p.gamma, gaussian_base=False) for p in (split, off)]
+    assert not compare(*pair).equivalent
+    assert compare(pair[0], pair[0]).equivalent
+
+
+@pytest.mark.parametrize("gaussian_base", [True, False])
+def test_learned_paths_are_compared_as_they_stand(gaussian_base):
+    """A learned clock leaves the curve; clocks of alpha and of beta apart bend it."""
+    base = schedules.trigonometric()
+    base = interp.Interpolant(base.alpha, base.beta, None, gaussian_base)
+    for separate in (False, True):
+        path = schedules.learned(base, separate=separate)
+        assert compare(path, base).equivalent
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for p in path.parameters():
+                p += 0.3 * torch.randn(p.shape, dtype=p.dtype, generator=generator)
+        report = compare(path, base)
+        assert report.time_map(0.5).item() != pytest.approx(0.5, abs=1e-3)
+        # Without a gamma, alpha : beta is one curve whatever the clocks.
+        assert report.equivalent
+
+
 def test_direction_counts_and_reversed_pairs_match():
     a, b = schedules.linear(), schedules.trigonometric()
     assert not compare(a, a.reverse()).equivalent
@@ -294,5 +348,14 @@ def test_the_command_line_compares(capsys, tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert main(["compare", "vp_sde", "edm"]) == 0
     assert "weights of the losses" in capsys.readouterr().out
+    assert main(["compare", "ddpm", "vp_sde", "--out", str(tmp_path / "d.png")]) == 0
+    assert (tmp_path / "d.png").stat().st_size > 5000
+    assert main(["compare", "vae", "meanflow", "--out", str(tmp_path / "v.png")]) == 0
+    assert "vae is no interpolant" in capsys.readouterr().out
+    assert (tmp_path / "v.png").stat().st_size > 5000
+    assert main(["compare", "vae", "gan", "--out", str(tmp_path / "n.png")]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    assert main(["compare", "meanflow", "linear"]) == 2
+    assert "meanflow is a family and linear a schedule" in capsys.readouterr().err
     assert main(["compare", "vpsde", "edm"]) == 2
     assert "vp_sde" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from ..errors import UnknownName
+from ..errors import OptionError, UnknownName
 from .common import Common, config, say
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Compare(Common):
     """Say whether two families, or two schedules, are one model, under which map, or how far apart.
 
-    Example: interp compare vp_sde flow_matching --out compared.png
+    Example: interp compare ddpm vp_sde --out compared.png
     """
 
     a: tyro.conf.Positional[str]
@@ -56,4 +56,10 @@ def _pair(*specs: str) -> list[Any]:
     for name in names:
         if name not in known:
             raise UnknownName.of("family or schedule", name, known)
+    kinds = [name in schedules.names() for name in names]
+    if not all(kinds):
+        schedule, family = names if kinds[0] else names[::-1]
+        raise OptionError(
+            f"{family} is a family and {schedule} a schedule. Give two families, or two schedules."
+        )
     return [schedules.from_config(c) for c in configs]

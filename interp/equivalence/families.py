@@ -28,7 +28,7 @@ RELATIONS = {
     "one": "one model in other clothes",
     "overlap": "one where both have the noise level; their ends differ",
     "map": "one flow, of which one learns the field and the other the solution",
-    "pairs": "the same points between noise and data, other pairs",
+    "pairs": "other pairs of noise and data",
     "curve": "different curves between base and data",
     "base": "a Gaussian base against any base",
     "none": "no interpolant",
@@ -89,7 +89,9 @@ class FamilyReport(PathReport):
     @cached_property
     def loss_ratio(self) -> float:
         """How far the weights of their losses are apart, as a factor; see the class."""
-        return measures.loss_ratio(self.a, self.b, self._between()) if self._matched else _NAN
+        if not self._matched or any(view not in VIEWS for view in self.views):
+            return _NAN  # the loss of a map is no regression of a view
+        return measures.loss_ratio(self.a, self.b, self._between())
 
     @property
     def _matched(self) -> bool:

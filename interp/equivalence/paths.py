@@ -96,6 +96,7 @@ class PathReport:
         return str(Table(f"{self.a!r}  and  {self.b!r}", self.rows()))
 
 
+@torch.no_grad()
 def compare_paths(a: Interpolant, b: Interpolant, tol: float) -> PathReport:
     """See `interp.equivalence.compare`."""
     for one in (a, b):
@@ -118,11 +119,15 @@ def compare_paths(a: Interpolant, b: Interpolant, tol: float) -> PathReport:
     if a.gaussian_base:
         return _gaussian(a, b, forward, tol, change, why)
     error = _matched(change) if change is not None else _hausdorff(*forward)
-    if change is not None:
+    same = change is not None and error <= tol
+    if same:
         reason = "their ratios alpha : beta : gamma run through the same curve."
+    elif change is not None:
+        reason = (
+            "their ratios alpha : beta : gamma run through one curve, but begin or end elsewhere."
+        )
     else:
         reason = why or "their curves differ."
-    same = change is not None and error <= tol
     return PathReport(a, b, same, error, math.nan, math.nan, reason, tol, change, a.reversed)
 
 

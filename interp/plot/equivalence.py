@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import InterpError
+from ..errors import InterpError, OptionError
+from ..interpolant import Interpolant
 from . import style
 
 if TYPE_CHECKING:
@@ -27,14 +28,26 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
     Args:
         report: of `interp.equivalence.compare`.
         to: a path that ends in .png, .svg or .pdf, or a BytesIO, to write to.
+
+    Raises:
+        OptionError: two families of which neither has a path.
     """
     pair = [getattr(one, "path", one) for one in (report.a, report.b)]
     names = [getattr(one, "name", "") or repr(one) for one in (report.a, report.b)]
     names = [name if len(name) <= 48 else name[:47] + "…" for name in names]
+    drawn = [
+        (path, name)
+        for path, name in zip(pair, names, strict=True)
+        if isinstance(path, Interpolant)
+    ]
+    if not drawn:
+        raise OptionError(
+            f"{' and '.join(names)} have no path, so there is nothing to draw. Print the report."
+        )
     figure, (left, right) = style.figure(1, 2, (8.4, 3.8))
     t = torch.linspace(0, 1, 801, dtype=torch.float64)
     handles = []
-    for i, path in enumerate(pair):
+    for i, (path, _) in enumerate(drawn):
         if path.gaussian_base:
             y = path.log_snr(t).clamp(-_FAR, _FAR)
         else:
@@ -42,9 +55,9 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
             y = torch.atan2(k.beta, k.sigma)
         (line,) = left.plot(t, y, linewidth=1.8, **style.line_style(i))
         handles.append(line)
-    gaussian = all(path.gaussian_base for path in pair)
+    gaussian = all(path.gaussian_base for path, _ in drawn)
     style.name_axes(left, title="log-SNR" if gaussian else "angle of data to the rest, radians")
-    style.time_axis(left, ends=not pair[0].reversed)
+    style.time_axis(left, ends=not drawn[0][0].reversed)
     inside = []
     for s in t.tolist():
         try:
@@ -54,8 +67,10 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
     if inside:
         right.plot(*zip(*inside, strict=True), color=style.INK, linewidth=1.8)
     verdict = "one" if report.equivalent else f"not one: {report.max_error:.2g} rad apart"
+    if len(drawn) < 2:
+        verdict = f"not one: no path of {next(n for n in names if n != drawn[0][1])}"
     style.name_axes(right, x="time of the first", y="time of the second", title=verdict)
     right.set_xlim(-0.01, 1.01)
     right.set_ylim(-0.01, 1.01)
-    style.header(figure, handles, names)
+    style.header(figure, handles, [name for _, name in drawn])
     return style.finish(figure, to)
