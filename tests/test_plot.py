@@ -113,7 +113,7 @@ def test_limits_without_a_finite_value():
 def test_paths_are_named_apart():
     a, b = schedules.trigonometric(), schedules.trigonometric(1.0)
     named = names_of([a, b, LINEAR, BRIDGE, BRIDGE])
-    assert list(named)[2:] == ["linear", repr(BRIDGE), f"{BRIDGE!r} (5)"]
+    assert list(named)[2:] == ["linear", "Interpolant", "Interpolant (5)"]
     assert "theta=1.0" in list(named)[1]
 
 
