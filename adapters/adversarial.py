@@ -55,6 +55,7 @@ class GAN(Family):
         "a generator leads from noise to data in one step, trained against a critic; no law of points "
         "lies between."
     )
+    solver_options: ClassVar[tuple[str, ...]] = ()
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "reverse": "exact",
         "loss": "exact",

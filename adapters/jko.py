@@ -92,6 +92,7 @@ class JKO(Family):
     """
 
     name = "jko"
+    solver_options: ClassVar[tuple[str, ...]] = ("steps",)
     no_path = (
         "its law descends a functional of laws step by step, and what lies between is found, not "
         "prescribed."

@@ -42,6 +42,8 @@ class Family(nn.Module):
 
     name: str = ""
     verbs: ClassVar[Mapping[str, bool | str]] = {}
+    solver_options: ClassVar[tuple[str, ...]] = ("method", "steps")
+    """What of a solver `sample` can be told; the command line leaves out what it cannot, and says so."""
     no_path: ClassVar[str] = ""
     """Why the family is no interpolant of its data, for `interp.equivalence`; "" where it is one."""
 

@@ -54,6 +54,7 @@ class RealNVP(Family):
     """
 
     name = "realnvp"
+    solver_options: ClassVar[tuple[str, ...]] = ()
     no_path = (
         "one invertible network leads from data to noise in one step, with an exact density; no law of "
         "points between is prescribed."

@@ -53,6 +53,7 @@ class VAE(Family):
     """
 
     name = "vae"
+    solver_options: ClassVar[tuple[str, ...]] = ()
     no_path = (
         "an encoder and a decoder lead between data and a latent in one step each, and a bound trains "
         "both; no law of points lies between."

@@ -369,3 +369,20 @@ def test_ctrl_c_says_that_the_run_can_go_on(tmp_path):
     assert process.returncode == 130
     assert "--resume" in text
     assert "Traceback" not in text
+
+
+def test_a_family_without_a_solver_says_that_it_does_not_use_one(tmp_path, capsys):
+    out = tmp_path / "vae"
+    given = ["train", "vae", "--data", "digits", "--steps", 2, "--out", out, "--batch-size", 4]
+    assert run(*given, "--set", "network=mlp", "--set", "width=8") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--solver" not in printed
+    rows = {}
+    for name, more in (("a", []), ("b", ["--solver", "heun", "--steps", 20])):
+        assert run("sample", out, "-n", 3, *more, "--out", tmp_path / name) == 0
+        with np.load(tmp_path / name / "samples.npz") as arrays:
+            rows[name] = arrays["samples"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "vae has no solver to choose: --solver heun is not used." in printed
+    assert "--steps 20 is not used." in printed
+    assert np.array_equal(rows["a"], rows["b"])

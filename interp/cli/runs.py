@@ -74,7 +74,8 @@ class Train(Common):
         )  # fmt: skip
         loss = f", last loss {trained.losses[-1]:.4f}" if trained.losses else ""
         say(f"{trained.step} steps{loss}. The run is in {self.out}: see samples.png and loss.png.")
-        solver = " --solver heun --steps 20" if family.supports("sample") == "ode" else ""
+        own = dict(getattr(family, "sampler", {})).get("method")
+        solver = " --solver heun --steps 20" if own == "heun" else ""
         say(f"Next: interp sample {self.out} -n 16{solver} --out samples")
 
 
@@ -130,6 +131,12 @@ class Sample(Common):
         if self.grid is not None:
             options |= load_schedule(self.grid).options
         family, config = load(self.run_folder, self.device)
+        takes = getattr(family, "solver_options", tuple(options))
+        for name, flag in (("method", "--solver"), ("steps", "--steps")):
+            if name in options and name not in takes:
+                say(
+                    f"{family.name} has no solver to choose: {flag} {options.pop(name)} is not used."
+                )
         samples, labels = sample(
             family, self.n, seed=self.seed, label=self.label,
             frequencies=config["data"].get("label_frequencies"), batch_size=self.batch_size, **options,
