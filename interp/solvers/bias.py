@@ -138,7 +138,12 @@ def _left(
     )  # fmt: skip
     try:
         with torch.no_grad():
-            end = _run(method.scheme(term, x, request, None))[0]
+            made = method.scheme(term, x, request, None)
+            left = _run(made)
+            if made.last is not None:
+                at = host(made.stop)
+                left = term.first_order(at, host(made.last), left, term.call(at, left, {}))
+            end = left[0]
     except InterpError:
         return math.nan, math.nan
     start = float(path.coefficients(host(0.0)).sigma)

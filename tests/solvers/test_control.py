@@ -230,10 +230,13 @@ def test_no_signal_is_lost_while_a_run_starts() -> None:
         interp.solve(term, torch.ones(4), method="euler_maruyama", steps=steps, seed=0)
 
     run(torch.mul, 1)  # imports what it needs
-    began = time.perf_counter()
-    with pytest.raises(Rang):
-        run(heard)
-    ready = time.perf_counter() - began
+    waits = []
+    for _ in range(3):  # the shortest, since a loaded machine may not run us for a while
+        began = time.perf_counter()
+        with pytest.raises(Rang):
+            run(heard)
+        waits.append(time.perf_counter() - began)
+    ready = min(waits)
     before = signal.signal(signal.SIGALRM, ring)
     try:
         for k in range(1, 25):  # the engine takes over in the last part of it
