@@ -10,8 +10,9 @@ weak baselines, a Gaussian with the data's mean and covariance and the noise tha
 and beside fresh data, the floor of what so many rows can tell. A family passes if its energy distance is
 at most ``MARGIN`` of the Gaussian's.
 
-Times are of the processor, on as many threads as torch has. Each (family, seed) is trained in a folder of its own, from which it is measured without its data, and
-nothing that is there is done again: a run that was stopped goes on by the same command.
+Times are of the processor, on as many threads as torch has. Each (family, seed) is trained in a folder of
+its own, from which it is measured without its data, and nothing that is there is done again: a run that was
+stopped goes on by the same command.
 """
 
 from __future__ import annotations
