@@ -201,7 +201,8 @@ class DCGAN(GAN):
 class WGAN(GAN):
     """The critic's weights in [-clip, clip]. Options as of `GAN`, and:
 
-    The paper's 100 critic steps for each of the first 25 of the generator are left out.
+    The authors' code takes 100 critic steps for each of the first 25 of the generator and for every 500th;
+    that is left out.
 
     Args:
         shape, network, latent, critic_steps, width, lr: as of `GAN`.

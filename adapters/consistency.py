@@ -47,7 +47,8 @@ class Consistency(FewStep):
               c = 0.00054 sqrt(dim), by 1 / (s_t - s_r); the target is the network itself, stopped
         ct    N = 2 to 151 levels (eq. of appendix C), even in s^(1/7); |d|^2; the target is an average whose
               decay exp(2 log 0.9 / N) rises with N
-        cd    the same with x_r from one Heun step of a teacher, at 18 levels and a decay of 0.95
+        cd    the same with x_r from one Heun step of a teacher, at 18 levels, as for CIFAR-10, and a
+              decay of 0.95, as for ImageNet (CIFAR-10 has none)
         ect   s_r / s_t = 1 - (1 + 8 sigmoid(-s_t)) / 2^(stage + 1), 8 stages; |d| by 1 / (s_t - s_r)
         sct   r -> t: the derivative along the trajectory, by one JVP; normalised, with a learned weight
         scd   the same along a teacher's trajectory

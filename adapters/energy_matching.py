@@ -35,10 +35,11 @@ class EnergyMatching(Family):
     """Fit V by transport, then by contrast; sample dX = -grad V dt + sqrt(2 eps(t)) dW, to past t = 1.
 
     Phase "flow": E w(t) |grad V(x_t) + x1 - x0|^2 on the straight path between pairs of optimal
-    transport. Phase "contrast" adds contrast (E V(data) - E V(negatives)), negatives being ends of the
-    dynamics above, half of them begun at data and half at noise. eps is 0 up to t = cutoff, then
-    rises in a line to ``temperature`` at t = 1 and stays; w is 1 up to the cutoff, then falls in a line
-    to 0 at 1.
+    transport. Phase "contrast" adds contrast (E V(data) - E V(negatives)), negatives being ends of
+    ``chain_steps`` steps of ``step_size``, half of them begun at data, where the clock of eps stands at
+    t = 1, and half at noise, where it runs evenly from 0 to 1, as in the authors' code. eps is 0 up to
+    t = cutoff, then rises in a line to ``temperature`` at t = 1 and stays; w is 1 up to the cutoff, then
+    falls in a line to 0 at 1.
 
     The authors' code takes temperature .01, contrast 1e-3 (in two dimensions), cutoff 1 or .9, and
     negatives by 200 steps of .01; steps of .05 are ours, for as long a time in a fifth of the calls.

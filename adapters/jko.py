@@ -4,8 +4,8 @@
 
 Jordan, Kinderlehrer, Otto 1998: as h falls this is the gradient flow of F in the Wasserstein metric;
 for F = KL(. | exp(-U)) the Fokker-Planck equation of Langevin's dynamics. With rho_k+1 = T # rho_k, and the
-F of an unknown law of data, the step is a game of the map and a critic of the two laws (Fan, Taghvaei,
-Chen, 2112.02424; as a semi-dual of unbalanced transport: S-JKO, Choi, Choi, Kang, 2402.05443).
+F of an unknown law of data, the step is a game of the map and a critic of the two laws (Fan, Zhang,
+Taghvaei, Chen, 2112.02424; as a semi-dual of unbalanced transport: S-JKO, Choi, Choi, Kang, 2402.05443).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class JKO(Family):
 
         sup_v inf_T  E [|T(z) - T_k(z)|^2 / (2 h) - v(T(z))] - E_nu f*(-v).
 
-    Both critics have one optimum, v = -f'(rho / nu), and go with one map or with many. The semi-dual's loss
+    The semi-dual's optimum is v = -f'(rho / nu), the discriminator's log(nu / rho), which for "kl" is the
+    same up to a constant; both go with one map or with many. The semi-dual's loss
     has no bound where rho lies and no data do: in runs of some hundred steps it was seen to lose modes
     that the discriminator, with the same maps, kept.
 
