@@ -36,6 +36,10 @@ def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
             f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
             f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
         )
+    if label is not None and not isinstance(label, Tensor):
+        raise DataError(
+            f"the labels of a batch are a {type(label).__name__}. Give a tensor of one integer a row."
+        )
     if label is not None and (label.is_floating_point() or label.shape != x.shape[:1]):
         raise DataError(
             f"labels are {label.dtype} of shape {tuple(label.shape)} for {len(x)} points. "
@@ -57,7 +61,10 @@ def check_label(
             "a label was given to a model without labels. Make the family with classes=..., or "
             "leave the label out."
         )
-    labels = torch.as_tensor(label, device=device)
+    try:
+        labels = torch.as_tensor(label, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"label={label!r} is no integer, nor one a row. Give numbers.") from error
     if labels.is_floating_point() or labels.shape not in ((), (rows,)):
         raise OptionError(
             f"label is {labels.dtype} of shape {tuple(labels.shape)} for {rows} rows. Give an "

@@ -6,6 +6,7 @@ weight and law of time, and how it samples. The verbs are here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, Unpack
@@ -14,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import interp
+from interp.arguments import real
 from interp.base import IsotropicNormal
 from interp.couplings import couple
 from interp.errors import OptionError, UnknownName
@@ -298,6 +300,8 @@ class PathFamily(Family):
         return filled
 
     def _check_conditions(self, label: Label, guidance: Guidance) -> None:
+        if not callable(guidance):
+            real("guidance", guidance, -math.inf)
         if not callable(guidance) and guidance != 1 and label is None:
             raise OptionError(
                 f"guidance is {guidance} but no label is given. Give one; a model has labels if "

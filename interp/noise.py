@@ -188,7 +188,7 @@ def normal(
     if stream not in STREAMS:
         raise UnknownName.of("noise stream", stream, STREAMS)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    rows, row_len = shape[0], math.prod(shape[1:])
+    rows, row_len = whole("the number of rows", shape[0], 0), math.prod(shape[1:])
     check_first_row(first_row, rows)
     key = stream_key(seed, STREAMS[stream])
     where = torch.device("cpu") if device is None else torch.device(device)

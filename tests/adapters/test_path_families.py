@@ -15,7 +15,7 @@ from torch import nn
 import adapters
 import interp
 from interp import schedules
-from interp.errors import OptionError, UnknownName
+from interp.errors import DataError, OptionError, UnknownName
 
 M, S = 0.4, 0.5
 FAMILIES = (
@@ -275,3 +275,18 @@ def test_pairs_do_not_depend_on_when_they_are_asked_for():
 def test_a_base_that_is_not_gaussian_is_refused():
     with pytest.raises(OptionError, match="gaussian_base"):
         adapters.create("flow_matching", (2,), path=schedules.brownian_bridge(1.0))
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "vae", "gan", "meanflow", "jko"])
+def test_numbers_and_labels_that_are_none_are_named(name):
+    family = adapters.create(name, (2,)).eval()
+    for n in (-1, 2.5):
+        with pytest.raises(OptionError, match="number of rows"):
+            family.sample(n, seed=0)
+    with pytest.raises(DataError, match="labels of a batch are a list"):
+        family.loss({"x": torch.zeros(2, 2), "label": [0, 1]})
+    labelled = adapters.create("flow_matching", (2,), classes=3)
+    with pytest.raises(OptionError, match="label='one'"):
+        labelled.sample(2, seed=0, label="one")
+    with pytest.raises(OptionError, match="guidance='2'"):
+        labelled.sample(2, seed=0, label=1, guidance="2")
