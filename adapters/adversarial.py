@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
 from interp import noise
-from interp.arguments import real, whole
+from interp.arguments import real, spread, whole
 from interp.errors import OptionError
 
 from . import networks
@@ -166,11 +166,7 @@ class GAN(Family):
     ) -> Tensor:
         """``n`` samples G(z), z ~ N(0, 1)."""
         refuse(self.name, "sample", options)
-        like = next(self.generator.parameters())
-        z = noise.normal(
-            (n, self.latent), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
-        )
-        return self.reverse(z)
+        return self.reverse(self.normals(n, seed, first_row, (self.latent,)))
 
 
 class DCGAN(GAN):
@@ -283,7 +279,7 @@ class WGANGP(GAN):
     def critic_loss(self, x: Tensor, fake: Tensor, generator: Generator | None = None) -> Losses:
         """{"wasserstein": E D(fake) - E D(x), "penalty": 10 E (|grad D| - 1)^2}."""
         u = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-        u = u.reshape(-1, *(1,) * (x.ndim - 1))
+        u = spread(u, x)
         between = (u * x + (1 - u) * fake.detach()).requires_grad_()
         (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
         steepness = torch.linalg.vector_norm(slope.flatten(1), dim=1)

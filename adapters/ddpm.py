@@ -218,10 +218,8 @@ class DDPM(PathFamily):
         """As every `PathFamily`; with a learned variance and no method told, by the learned steps."""
         if self.variance != "learned" or options:
             return super().sample(n, seed=seed, first_row=first_row, label=label, **options)
-        like = next(self.parameters())
-        kind: dict[str, Any] = {"dtype": like.dtype, "device": like.device, "first_row": first_row}
         seed = noise.fresh_seed() if seed is None else seed
-        x = self.path.base.sample((n, *self.shape), seed=seed, **kind)
+        x = self.start(n, seed, first_row)
         self._check_conditions(label, 1.0)
         cond = self._cond(label, x)
         for index in range(self.steps - 1, -1, -1):
@@ -230,7 +228,10 @@ class DDPM(PathFamily):
             mean, log_var, _, _ = self._moments(k, x, both)
             x = mean.to(x.dtype)
             if index:
-                z = noise.normal(x.shape, seed=seed, stream="path", node=index, **kind)
+                z = noise.normal(
+                    x.shape, seed=seed, first_row=first_row, stream="path", node=index, dtype=x.dtype,
+                    device=x.device,
+                )  # fmt: skip
                 x = x + (0.5 * log_var).exp().to(x.dtype) * z
         return x
 

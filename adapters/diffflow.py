@@ -32,7 +32,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 
 import interp
-from interp.arguments import real, whole
+from interp.arguments import real, spread, whole
 from interp.base import IsotropicNormal
 from interp.errors import OptionError
 from interp.noise import normal_like
@@ -154,7 +154,7 @@ class DiffFlow(Family):
         sigma = self.sigma(t)
         r = (sigma**2 + self.sigma_data**2).sqrt()
         scaled = self._scaled(t, x)
-        n: Tensor = _rows(sigma / r, x) * scaled - _rows(self.sigma_data / r, x) * self.network(
+        n: Tensor = spread(sigma / r, x) * scaled - spread(self.sigma_data / r, x) * self.network(
             t, scaled
         )
         return n
@@ -165,15 +165,15 @@ class DiffFlow(Family):
         return value
 
     def _scaled(self, t: Tensor, x: Tensor) -> Tensor:
-        return x / _rows((self.sigma(t) ** 2 + self.sigma_data**2).sqrt(), x)
+        return x / spread((self.sigma(t) ** 2 + self.sigma_data**2).sqrt(), x)
 
     def velocity(self, t: Tensor, x: Tensor, g: float | None = None) -> Tensor:
         """(g^2 / 2) grad log q + (B - g^2 / 2) grad l, in time's own units."""
         half = (self.g if g is None else g) ** 2 / 2
-        rate = _rows(self.squared_rate(t), x)
+        rate = spread(self.squared_rate(t), x)
         drift = torch.zeros_like(x)
         if half:
-            drift = drift - half * rate / _rows(self.sigma(t), x) * self.noise_estimate(t, x)
+            drift = drift - half * rate / spread(self.sigma(t), x) * self.noise_estimate(t, x)
         if half != self.B:
             drift = drift + (self.B - half) * rate * slope(self.log_ratio, t, x)
         return drift
@@ -198,12 +198,12 @@ class DiffFlow(Family):
         x1, _ = split(batch, self.shape)
         t = torch.rand(len(x1), generator=generator, device=x1.device, dtype=x1.dtype)
         z = normal_like(x1, generator)
-        score = mse_loss(self.noise_estimate(t, x1 + _rows(self.sigma(t), x1) * z), z)
+        score = mse_loss(self.noise_estimate(t, x1 + spread(self.sigma(t), x1) * z), z)
 
         t, particles = self._run(x1, generator)
         at = torch.randint(len(x1), (len(particles),), generator=generator, device=x1.device)
         z = normal_like(particles, generator)
-        real = x1[at] + _rows(self.sigma(t), x1) * z
+        real = x1[at] + spread(self.sigma(t), x1) * z
         logit = (
             softplus(-self.log_ratio(t, real)).mean()
             + softplus(self.log_ratio(t, particles)).mean()
@@ -278,8 +278,3 @@ class DiffFlow(Family):
         """The log density under the flow, nats: of data with the noise sigma_min left on them."""
         x, _ = split(x, self.shape)
         return interp.log_prob(self.flow(), x, IsotropicNormal(self.sigma_max), **options)
-
-
-def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """One number a row, or one for all, ready to multiply ``x``."""
-    return value.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value.to(x.dtype)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 import interp
 from interp import schedules
-from interp.arguments import real, whole
+from interp.arguments import real, spread, whole
 from interp.errors import OptionError
 from interp.losses import Regression
 from interp.noise import normal_like
@@ -191,7 +191,7 @@ class EnergyMatching(Family):
         h, started = self.step_size, torch.tensor([1.0] * half + [0.0] * half, dtype=torch.float64)
         for k in range(self.chain_steps):
             t = started + (1 - started) * (k + 1) / self.chain_steps
-            noise = self.diffusion(t).to(x).reshape(-1, *(1,) * (x.ndim - 1)) * math.sqrt(h)
+            noise = spread(self.diffusion(t), x) * math.sqrt(h)
             x = x + h * self.velocity(t, x) + noise * normal_like(x, generator)
         return x
 
@@ -218,11 +218,8 @@ class EnergyMatching(Family):
                 dynamics to t = until; one for ODEs its flow to t = 1; a chain (langevin, mala, hmc,
                 underdamped) runs on exp(-V / temperature) from where the flow ends.
         """
-        like = next(self.parameters())
         seed = interp.noise.fresh_seed() if seed is None else seed
-        x = interp.noise.normal(
-            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
-        )
+        x = self.normals(n, seed, first_row)
         rows: dict[str, Any] = {"seed": seed, "first_row": first_row}
         method = find(options.setdefault("method", "euler_maruyama"))
         if method.kind == "chain":

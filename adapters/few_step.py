@@ -114,8 +114,7 @@ class FewStep(PathFamily):
         cond = {} if self.classes is None else self._cond(label, x1)
         x0, x1, cond = self.regression.ends(x0, x1, cond, generator, x0 is not None)
         if "label" in cond:
-            some = torch.rand(len(x1), generator=generator, device=x1.device) < self.label_dropout
-            cond["label"] = cond["label"].masked_fill(some, self.classes)
+            cond["label"] = self.some_hidden(cond["label"], generator)
         return x0, x1, cond
 
     def latent(self, x: Tensor, generator: Generator | None) -> Tensor | None:

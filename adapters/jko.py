@@ -19,7 +19,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from interp import noise
 from interp.arguments import real, whole
 from interp.errors import OptionError, UnknownName
 from interp.noise import normal_like
@@ -169,11 +168,7 @@ class JKO(Family):
         self, n: int, *, seed: int | None = None, first_row: int = 0, **options: Any
     ) -> Tensor:
         """``n`` samples: the maps on rows ``first_row ...`` of the numbered normals of ``seed``."""
-        like = next(self.parameters())
-        z = noise.normal(
-            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
-        )
-        return self.reverse(z, **options)
+        return self.reverse(self.normals(n, seed, first_row), **options)
 
     # Training
 

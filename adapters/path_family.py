@@ -192,10 +192,14 @@ class PathFamily(Family):
         def hidden(t: Tensor, x: Tensor, label: Tensor | None = None) -> Any:
             if label is None or self.classes is None:
                 return model(t, x)
-            some = torch.rand(len(x), generator=generator, device=x.device) < self.label_dropout
-            return model(t, x, label=label.masked_fill(some, self.classes))
+            return model(t, x, label=self.some_hidden(label, generator))
 
         return hidden
+
+    def some_hidden(self, label: Tensor, generator: Generator | None) -> Tensor:
+        """``label`` with ``classes``, which stands for none, in place of some."""
+        some = torch.rand(len(label), generator=generator, device=label.device) < self.label_dropout
+        return label.masked_fill(some, self.classes or 0)
 
     def sample(
         self,

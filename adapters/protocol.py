@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor, nn
 
-from interp import families
+from interp import families, noise
 from interp.errors import OptionError, UnknownName, Unsupported
 from interp.families import VERBS, Batch, Losses, Objective, Optimizer
 from interp.likelihood import bits_per_dim, dequantise
@@ -111,6 +111,19 @@ class Family(nn.Module):
         generator = Generator(x.device).manual_seed(seed)
         spread = dequantise(x, self.levels, generator)
         return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
+
+    def normals(
+        self, n: int, seed: int | None, first_row: int = 0, shape: Sequence[int] | None = None
+    ) -> Tensor:
+        """Rows ``first_row ...`` of the numbered normals of ``seed``, like the weights.
+
+        Of a point's shape, or of ``shape``.
+        """
+        like = next(self.parameters())
+        return noise.normal(
+            (n, *(self.shape if shape is None else shape)), seed=seed, first_row=first_row,
+            dtype=like.dtype, device=like.device,
+        )  # fmt: skip
 
     def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """A latent of each ``x`` for another model to learn: `forward`, or a draw where it has many."""

@@ -19,7 +19,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from interp import noise
 from interp.arguments import whole
 from interp.base import IsotropicNormal
 from interp.errors import DataError, OptionError
@@ -126,11 +125,7 @@ class RealNVP(Family):
     ) -> Tensor:
         """``n`` draws of f^{-1}(z), z ~ N(0, 1)."""
         refuse(self.name, "sample", options)
-        like = next(self.parameters())
-        z = noise.normal(
-            (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
-        )
-        return self.reverse(z)
+        return self.reverse(self.normals(n, seed, first_row))
 
     @property
     def _span(self) -> float:

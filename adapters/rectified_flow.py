@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import torch
 from torch import Generator, Tensor, nn
 
-from interp import noise, schedules
+from interp import schedules
 from interp.arguments import whole
 from interp.solvers import solve
 
@@ -107,9 +107,7 @@ class RectifiedFlow(PathFamily):
         """The pairs of the phase, made when they are first asked for."""
         phase, like = int(self.phase), next(self.parameters())
         if self._made is None or self._made[0] != phase or self._made[1].device != like.device:
-            x0 = noise.normal(
-                (self.pairs, *self.shape), seed=phase, dtype=like.dtype, device=like.device
-            )
+            x0 = self.normals(self.pairs, phase)
             label = None
             if self.classes is not None:
                 label = torch.arange(self.pairs, device=like.device) % self.classes
@@ -129,10 +127,7 @@ class RectifiedFlow(PathFamily):
 
         Eq. (4) of the paper, by the midpoint rule on ``steps`` cells.
         """
-        like = next(self.parameters())
-        x0 = self.path.base.sample(
-            (n, *self.shape), seed=seed, dtype=like.dtype, device=like.device
-        )
+        x0 = self.start(n, seed)
         t = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
         options = {"method": "rk4", "steps": 2 * steps, **options}
         flow = solve(self.term(), x0, save_at=[*t.tolist(), 1.0], **options)

@@ -24,7 +24,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from report import RESULTS, write
 from torch import Tensor
@@ -70,17 +69,14 @@ class Mixtures:
         self.facts: dict[str, object] = {}
 
     def measured(self, x: Tensor) -> Row:
-        found = votes(self.parts(x), 5)
-        wanted = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1]).double()
-        return {"weights off": 0.5 * (found - wanted).abs().sum().item()}
+        found = votes(self.parts(x), len(TARGET.weights))
+        return {"weights off": 0.5 * (found - TARGET.weights).abs().sum().item()}
 
     def parts(self, x: Tensor) -> Tensor:
         """The component that each row most likely is of."""
         logs = [
-            exact.Gaussian(mean, cov).log_prob(x.double()) + np.log(weight)
-            for weight, mean, cov in zip(
-                (0.3, 0.25, 0.2, 0.15, 0.1), TARGET.means, TARGET.covs, strict=True
-            )
+            exact.Gaussian(mean, cov).log_prob(x.double()) + weight.log()
+            for weight, mean, cov in zip(TARGET.weights, TARGET.means, TARGET.covs, strict=True)
         ]
         return torch.stack(logs).argmax(0)
 

@@ -14,12 +14,13 @@ from torch.overrides import TorchFunctionMode
 from ..arguments import real
 from ..errors import OptionError, UnknownName
 from ..terms.model import check_callable
+from .wrapper import Wrapper
 
 Model = Callable[..., Any]
 KINDS = ("identity", "smoothed")
 
 
-class Perturbed:
+class Perturbed(Wrapper):
     """A model of the same view; see `perturbed`."""
 
     def __init__(
@@ -50,26 +51,6 @@ class Perturbed:
                 "torch.nn.functional.scaled_dot_product_attention."
             )
         return out
-
-    @property
-    def view(self) -> str | None:
-        """What the model says that it returns, if it does."""
-        return getattr(self.model, "view", None)
-
-    @property
-    def time(self) -> Any:
-        """What the model says that it is told, if it does."""
-        return getattr(self.model, "time", None)
-
-    @property
-    def path(self) -> Any:
-        """The path that the model says that it is on, if it does."""
-        return getattr(self.model, "path", None)
-
-    @property
-    def exact_time(self) -> bool:
-        """Whether the model wants its time in float64."""
-        return bool(getattr(self.model, "exact_time", False))
 
 
 class _Spoiling(TorchFunctionMode):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from .wrapper import Wrapper
 
 Model = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Wrapper):
     """A model of the same signature and view; see `guide`."""
 
     model: Model
@@ -41,26 +42,6 @@ class Guided:
         if inside is True:
             return guided
         return torch.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), guided, c)
-
-    @property
-    def view(self) -> str | None:
-        """What the model says that it returns, if it does."""
-        return getattr(self.model, "view", None)
-
-    @property
-    def time(self) -> Any:
-        """What the model says that it is told, if it does."""
-        return getattr(self.model, "time", None)
-
-    @property
-    def path(self) -> Any:
-        """The path that the model says that it is on, if it does."""
-        return getattr(self.model, "path", None)
-
-    @property
-    def exact_time(self) -> bool:
-        """Whether the model wants its time in float64."""
-        return bool(getattr(self.model, "exact_time", False))
 
     def _inside(self, t: Tensor) -> bool | Tensor:
         """Whether t is in the interval: for each row where that differs, else for all."""
