@@ -335,7 +335,7 @@ def picture(part: str, runs: Path, to: Path) -> None:
             a.set(xticks=[], yticks=[])
             a.spines[:].set_visible(False)
             a.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=style.INK)
-    figure.savefig(to)
+    style.finish(figure, to, colours=64)
     print("drawn to", to)
 
 

@@ -119,12 +119,7 @@ def draw(names: Sequence[str], pairs: Any, twins: Any, to: Path) -> None:
         "of the losses differ, as a factor",
         title_fontsize=7.5,
     )  # fmt: skip
-    style.finish(figure, to)
-    from PIL import Image
-
-    with Image.open(to) as image:  # few colours: half the size
-        small = image.convert("RGB").quantize(96)
-    small.save(to, optimize=True)
+    style.finish(figure, to, colours=96)
 
 
 def _cell(axes: Any, x: float, y: float, report: FamilyReport, below: bool) -> None:

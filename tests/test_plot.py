@@ -552,3 +552,18 @@ def test_bad_input_is_said(call, error, message, tmp_path, monkeypatch):
     assert message in str(caught.value)
     assert str(caught.value).count(". ") >= 1  # what is wrong, and what to do
     assert not list(tmp_path.iterdir())
+
+
+def test_few_colours_weigh_less_and_show_the_same_size(tmp_path):
+    from PIL import Image
+
+    from interp.plot import style
+
+    figure, axes = style.figure(1, 1, (4, 3))
+    axes[0].scatter(*torch.rand(2, 2000, generator=torch.manual_seed(0)).numpy(), alpha=0.5)
+    style.finish(figure, tmp_path / "all.png")
+    style.finish(figure, tmp_path / "few.png", colours=16)
+    whole, few = Image.open(tmp_path / "all.png"), Image.open(tmp_path / "few.png")
+    assert whole.size == few.size
+    assert len(few.convert("RGB").getcolors()) <= 16
+    assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size

@@ -156,8 +156,13 @@ def scale_bar(figure: Figure, image: Any, axes: Axes | list[Axes], name: str) ->
     bar.set_label(name, color=INK, fontsize=9)
 
 
-def finish(figure: Figure, to: To | None) -> Figure:
+def finish(figure: Figure, to: To | None, colours: int | None = None) -> Figure:
     """Write the figure where ``to`` says, whole or not at all, and return it.
+
+    Args:
+        figure: what to write.
+        to: a path or a buffer; None writes nothing.
+        colours: how many a PNG may have, at most 256: with few it takes half the bytes.
 
     Raises:
         UnknownName: a path with another suffix than .png, .svg or .pdf.
@@ -168,8 +173,19 @@ def finish(figure: Figure, to: To | None) -> Figure:
     kind = "png" if isinstance(to, io.BytesIO) else suffix(to, FORMATS)
     content = io.BytesIO()
     figure.savefig(content, format=kind, facecolor="white")
+    if colours is not None and kind == "png":
+        content = _with_few(colours, content)
     write(to, content.getvalue())
     return figure
+
+
+def _with_few(colours: int, png: io.BytesIO) -> io.BytesIO:
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(png) as image:
+        image.convert("RGB").quantize(colours).save(small, format="PNG", optimize=True)
+    return small
 
 
 def suffix(to: str | Path, known: tuple[str, ...]) -> str:
