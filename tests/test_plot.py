@@ -563,7 +563,7 @@ def test_few_colours_weigh_less_and_show_the_same_size(tmp_path):
     axes[0].scatter(*torch.rand(2, 2000, generator=torch.manual_seed(0)).numpy(), alpha=0.5)
     style.finish(figure, tmp_path / "all.png")
     style.finish(figure, tmp_path / "few.png", colours=16)
-    whole, few = Image.open(tmp_path / "all.png"), Image.open(tmp_path / "few.png")
-    assert whole.size == few.size
-    assert len(few.convert("RGB").getcolors()) <= 16
+    with Image.open(tmp_path / "all.png") as whole, Image.open(tmp_path / "few.png") as few:
+        assert whole.size == few.size
+        assert len(few.convert("RGB").getcolors()) <= 16
     assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size
