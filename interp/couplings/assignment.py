@@ -14,8 +14,9 @@ def assign(cost: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(_reduced(cost).numpy())
-    order = torch.from_numpy(columns).argsort()
-    return torch.from_numpy(rows)[order]
+    order = rows.copy()
+    order[columns] = rows
+    return torch.from_numpy(order)
 
 
 def _reduced(cost: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def _reduced(cost: Tensor) -> Tensor:
         kernel, reg = kernel.mul_(u[:, None]).mul_(v).square_(), reg / 2.0
         u, v = _scalings(kernel)
         f, g = f + reg * u.log(), g + reg * v.log()
-    if not bool((f.isfinite() & g.isfinite()).all()):
+    if not bool((f + g).sum().isfinite()):
         return reduced
     return reduced.sub_(f.to(cost.dtype)[:, None]).sub_(g.to(cost.dtype))
 
