@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from interp.noise import BrownianPath
-from interp.solvers.problem import Adaptive, NoiseKey, Problem, Report
+from interp.solvers.problem import Adaptive, Chain, ChainReport, NoiseKey, Problem, Report
 from interp.solvers.programme import Programme
 from interp.solvers.stochastic_tableaus import Scheme
 from interp.solvers.tableaus import Numbers
@@ -33,6 +33,12 @@ def stochastic(
     adaptive: Adaptive | None = None,
 ) -> Report:
     """Integrate by a stochastic scheme, on a grid or adaptively."""
+
+def reversible_heun(problem: Problem, shared: bool, noise: NoiseKey, grid: list[float]) -> Report:
+    """Integrate by the reversible Heun method on a grid."""
+
+def chain(chain: Chain) -> ChainReport:
+    """Run a chain on an energy."""
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
     """One block of Philox 4x32-10: four words from a counter of four and a key of two."""

@@ -161,6 +161,13 @@ def node_normals(
     return _node_normals((rows, row_len), first_row, key, [node], device)[0].double()
 
 
+def node_uniforms(rows: int, first_row: int, key: Key, node: int, device: torch.device) -> Tensor:
+    """One number of each row, uniform on (0, 1), float64, of one node: (w + 1/2) / 2^32."""
+    row = torch.arange(first_row, first_row + rows, device=device)
+    words = philox((torch.zeros_like(row), row, node & _WORD, node >> 32), key)
+    return (words[0].double() + 0.5) * 2.0**-32
+
+
 def normal(
     shape: tuple[int, ...] | torch.Size,
     *,

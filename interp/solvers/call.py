@@ -98,8 +98,8 @@ def solve(
         times = {"t": t, "grid": grid, "save_at": save_at, "gradient": gradient}
         checks.check_chain(chosen, x, backend, times, method_options)
         return chains.run(
-            term, x, method, steps=steps, seed=seed, first_row=first_row, cond=dict(cond or {}),
-            callback=callback, options=method_options,
+            term, x, method, backend=backend, steps=steps, seed=seed, first_row=first_row,
+            cond=dict(cond or {}), callback=callback, options=method_options,
         )  # fmt: skip
     if not isinstance(term, (ODE, SDE, PathODE, PathSDE, PathMap)):
         term = ODE(checks.callable_field(term))

@@ -138,7 +138,6 @@ def _chain(name: str, order: int, *options: str) -> Method:
         ("Energy",),
         _no_plan,
         options=(*common, *options),
-        own=("torch",),
     )
 
 
@@ -212,7 +211,6 @@ METHODS: dict[str, Method] = {
             ("SDE",),
             reversible_heun,
             options=("span", "depth"),
-            own=("torch",),
             reversible=True,
         ),
         Method("map", "map", 0, False, ("path.flow_map",), flow_map, options=("renoise",)),

@@ -96,8 +96,10 @@ def check_chain(
             f"a chain has no time, and {given[0]} was given. Give steps=N, step_size=h and, to see its "
             "states on the way, save_every=k."
         )
-    if backend not in ("auto", "torch"):
-        raise Unsupported(f'a chain runs in torch, not on {backend}. Use backend="auto".')
+    if backend not in BACKENDS:
+        raise UnknownName.of("backend", backend, BACKENDS)
+    if backend not in ("auto", *method.own):
+        raise Unsupported(f'a chain runs on rust or torch, not on {backend}. Use backend="auto".')
     _check_state(x)
     _check_options(method, options)
 

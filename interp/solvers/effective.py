@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _BATCHES = 64
-_NUMBERS = 2**16
 
 
 class Effective:
@@ -17,12 +18,16 @@ class Effective:
     n counting the steps of all rows. Between 32 and 64 batches a row are kept; when there are 64, each
     two become one of twice the length. Means are taken about that of all rows, so that rows which
     have not found one another count little.
+
+    Args:
+        x: a state, (rows, ...).
+        columns: at most so many elements of a row count.
     """
 
-    def __init__(self, x: Tensor) -> None:
-        rows = max(len(x), 1)
-        self._columns = max(_NUMBERS // rows, 1)
-        elements = min(x[:1].numel(), self._columns)
+    def __init__(self, x: Tensor, columns: int = 2**16) -> None:
+        rows = len(x)
+        self._columns = columns
+        elements = min(math.prod(x.shape[1:]), columns)
         self._sums = torch.zeros(_BATCHES, rows, elements, dtype=torch.float64, device=x.device)
         self._squares = torch.zeros(rows, elements, dtype=torch.float64, device=x.device)
         self.steps = self._full = self._inside = 0

@@ -105,6 +105,63 @@ class NoiseKey:
     depth: int
 
 
+@dataclass(slots=True)
+class Chain:
+    """A chain on an energy, as a backend is told of it.
+
+    Attributes:
+        energies: of each level, energy(x) -> (U of each row, float64, or None; dU/dx).
+        y: the state at the start, which the backend copies.
+        row: elements in a row of y.
+        xs: (saves, *y.shape), where the saved states go.
+        dynamics: "langevin", "mala", "underdamped" or "hmc".
+        step_sizes: of each level.
+        steps: of each level.
+        temperature, friction, leapfrog: of the dynamics.
+        adapt, target: steps that look for a step size first, and the acceptance at which they aim.
+        save_every: after so many steps of a level its state is saved; 0 for never.
+        key, first_row: what keys the noise.
+        columns: at most so many elements of a row count for the effective sample size.
+        observer: observer(step, x, nfe) after each step; a true answer stops the chain there.
+    """
+
+    energies: list[Callable[[Tensor], tuple[Tensor | None, Tensor]]]
+    y: Tensor
+    row: int
+    xs: Tensor
+    saves: int
+    dynamics: str
+    step_sizes: list[float]
+    steps: int
+    temperature: float
+    friction: float
+    leapfrog: int
+    adapt: int
+    target: float
+    save_every: int
+    key: tuple[int, int]
+    first_row: int
+    columns: int
+    observer: Callable[[int, Tensor, int], object] | None = None
+
+    plain = staticmethod(Problem.plain)
+
+
+class ChainReport(TypedDict):
+    """How a chain ended: "done", "stopped", "bad_start", "nothing_accepted" or "non_finite"."""
+
+    y: Tensor
+    status: str
+    step: int
+    step_size: float
+    acceptance: float | None
+    ess: float
+    saved: list[int]
+    rows: list[int]
+    nfe: int
+    field_s: float
+
+
 class RowsReport(TypedDict):
     """How each row of a run ended: lists of one entry a row."""
 

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, Unsupported
+from ..errors import OptionError
 from ..terms import SDE, PathSDE
+from . import rust_backend
 from .gradients import carried, leaves_of, pulled
-from .plan import Plan, Request, pose
+from .plan import Engine, Plan, Request, pose
 from .problem import NoiseKey, Observer, Problem, Report
 from .recurrence import noise_key
 from .stochastic import drift_of, noise_of, require_calculus, require_saves_on
@@ -34,24 +35,30 @@ def reversible_heun(
     term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None
 ) -> Plan:
     """The plan of a run of the reversible Heun method."""
-    if request.backend != "torch":
-        raise Unsupported('reversible_heun runs in torch alone. Use backend="torch" or "auto".')
     grid = request.grid
     if grid is None:
         raise OptionError("reversible_heun takes the steps it is given. Give steps=N.")
     noise = noise_of(term, x, request.ends[0], request.cond)
     require_calculus("reversible_heun", term, noise, ito=False, matrix=True)
     require_saves_on(grid, request.saves)
-    problem = pose(x, x, request.saves, drift_of(term, request.cond), term.exact_time, "torch")
+    problem = pose(
+        x, x, request.saves, drift_of(term, request.cond), term.exact_time, request.backend
+    )
     problem.diffusion, problem.channels = noise.field, noise.channels
     problem.observer = observer
     key = noise_key(term, x, grid, request)
-    engine = _kept if request.gradient != "reversible" else _undone
+    engine: Engine = rust_backend.reversible_heun if request.backend == "rust" else _kept
+    if request.gradient == "reversible":
+        engine = _undone
     start, stop = request.ends
     arguments = (noise.shared, key, grid)
     return Plan(
         engine, arguments, problem, request.saves, request.asked, None, start, stop, noise=key
     )
+
+
+Slopes = tuple[Tensor, Tensor]
+_Ahead = tuple[Tensor, Slopes]
 
 
 class _Steps:
@@ -60,31 +67,40 @@ class _Steps:
     def __init__(self, run: Run, noise: Noise) -> None:
         self.run, self.noise = run, noise
 
-    def slopes(self, t: float, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The drift, and the diffusion times the increment."""
+    def slopes(self, t: float, y: Tensor) -> Slopes:
+        """Drift and diffusion."""
         run, problem = self.run, self.run.problem
         f = run.slope(t, y)
-        g: Tensor = problem.diffusion(problem.told(t), y)  # type: ignore[misc]
+        return f, problem.diffusion(problem.told(t), y)  # type: ignore[misc]
+
+    def kick(self, g: Tensor, w: Tensor) -> Tensor:
+        """The diffusion times the increment."""
         kick = g * w.to(g.dtype)
-        return f, kick.sum(-1) if problem.channels else kick
+        return kick.sum(-1) if self.run.problem.channels else kick
+
+    def ahead(self, t: float, end: float, state: Tensor, w: Tensor, at: Slopes) -> _Ahead:
+        """(z, z^) at the end of a step, and the slopes there, from those at its start."""
+        z, hat = state
+        h, (f, g) = end - t, at
+        hat_end = 2 * z - hat + h * f + self.kick(g, w)
+        f_end, g_end = self.slopes(end, hat_end)
+        kicks = self.kick(g, w) + self.kick(g_end, w)
+        made = torch.stack([z + 0.5 * h * (f + f_end) + 0.5 * kicks, hat_end])
+        return made, (f_end, g_end)
 
     def forward(self, t: float, end: float, state: Tensor, w: Tensor) -> Tensor:
         """(z, z^) at the end of a step."""
-        z, hat = state
-        h = end - t
-        f, g = self.slopes(t, hat, w)
-        hat_end = 2 * z - hat + h * f + g
-        f_end, g_end = self.slopes(end, hat_end, w)
-        return torch.stack([z + 0.5 * h * (f + f_end) + 0.5 * (g + g_end), hat_end])
+        return self.ahead(t, end, state, w, self.slopes(t, state[1]))[0]
 
     def back(self, t: float, end: float, state: Tensor, w: Tensor) -> Tensor:
         """(z, z^) at the start of a step from those at its end."""
         z, hat = state
         h = end - t
-        f, g = self.slopes(end, hat, w)
-        hat_start = 2 * z - hat - h * f - g
-        f_start, g_start = self.slopes(t, hat_start, w)
-        return torch.stack([z - 0.5 * h * (f + f_start) - 0.5 * (g + g_start), hat_start])
+        f, g = self.slopes(end, hat)
+        hat_start = 2 * z - hat - h * f - self.kick(g, w)
+        f_start, g_start = self.slopes(t, hat_start)
+        kicks = self.kick(g, w) + self.kick(g_start, w)
+        return torch.stack([z - 0.5 * h * (f + f_start) - 0.5 * kicks, hat_start])
 
 
 def _kept(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> Report:
@@ -94,8 +110,9 @@ def _kept(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> R
     steps, state = _Steps(run, noise), torch.stack([run.y, run.y])
     run.save_state(grid[0])
     pairs = list(itertools.pairwise(grid))
+    at = steps.slopes(grid[0], run.y)
     for (t, end), (w, _) in zip(pairs, noise.path.increments(pairs), strict=True):
-        state = steps.forward(t, end, state, w.reshape(noise.shape))
+        state, at = steps.ahead(t, end, state, w.reshape(noise.shape), at)
         if not finite(state):
             run.rows = bad_rows(*state)
             return run.report("non_finite", t, end - t)

@@ -5,6 +5,20 @@ in a field shows the caller, `solve` and the field. The numbers and types that c
 those of `interp.solvers.problem` and `interp.solvers.tableaus`.
 """
 
-from rust_solvers import recurrence, runge_kutta, runge_kutta_rows, stochastic
+from rust_solvers import (
+    chain,
+    recurrence,
+    reversible_heun,
+    runge_kutta,
+    runge_kutta_rows,
+    stochastic,
+)
 
-__all__ = ["recurrence", "runge_kutta", "runge_kutta_rows", "stochastic"]
+__all__ = [
+    "chain",
+    "recurrence",
+    "reversible_heun",
+    "runge_kutta",
+    "runge_kutta_rows",
+    "stochastic",
+]

@@ -7,8 +7,10 @@
 mod border;
 pub mod brownian;
 pub mod c;
+pub mod chains;
 pub mod controller;
 pub mod decoder;
+pub mod effective;
 pub mod kernels;
 pub mod network;
 pub mod philox;

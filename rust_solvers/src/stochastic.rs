@@ -104,6 +104,35 @@ enum Slope<S> {
     Made(Vec<f64>),
 }
 
+/// A diffusion as it acts on the state: by the noise of each element, or multiplied by W already.
+struct Kick<'a, S> {
+    slope: &'a S,
+    made: Option<Vec<f64>>,
+}
+
+impl<'a, S> Kick<'a, S> {
+    fn new<T: Real>(slope: &'a S, w: &[f64], layout: Layout, row: usize) -> Self
+    where
+        S: AsRef<[T]>,
+    {
+        let made = match layout {
+            Layout::Matrix(m) => Some(contracted(slope.as_ref(), w, row, m)),
+            _ => None,
+        };
+        Kick { slope, made }
+    }
+
+    fn numbers<T>(&self) -> Numbers<'_, T>
+    where
+        S: AsRef<[T]>,
+    {
+        match &self.made {
+            Some(v) => Numbers::Made(v),
+            None => Numbers::Taken(self.slope.as_ref()),
+        }
+    }
+}
+
 /// The numbers of a slope.
 enum Numbers<'a, T> {
     Taken(&'a [T]),
@@ -217,6 +246,74 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         }
         let last = grid.len() - 1;
         Ok(self.outcome(Status::Done, grid[last], (taken, 0), grid[last] - grid[last - 1]))
+    }
+
+    /// The reversible Heun method on a grid: see `interp/solvers/reversible_heun.py`. The scheme has
+    /// no part in it.
+    pub fn reversible(mut self, grid: &[f64], path: Path) -> Result<Outcome<S::Buffer>, S::Error> {
+        let steps = grid.windows(2).map(|ends| (ends[0], ends[1])).collect();
+        let mut increments = Increments::new(path, steps, false);
+        self.save_state(grid[0])?;
+        self.stage.as_mut().copy_from_slice(self.y.as_ref());
+        let (mut f, mut g) = self.both(grid[0])?;
+        // The state less the other one of the pair, which lies in `stage`.
+        let mut lag = vec![0.0; self.y.as_ref().len()];
+        for (taken, ends) in grid.windows(2).enumerate() {
+            let (t, next) = (ends[0], ends[1]);
+            let (w, _) = increments.over_next();
+            let (layout, row) = (self.layout, self.row);
+            let noise = Noise { w, area: &[], h: next - t, ito: false };
+            let noise = widened(noise, layout, row, &mut self.wide);
+            let term = |slope, basis, weight| Term { slope, basis, weight };
+            let kick = Kick::new(&g, w, layout, row);
+            let slopes = [Numbers::Taken(f.as_ref()), kick.numbers(), Numbers::Made(&lag)];
+            let terms = [term(0, Basis::Step, 1.0), term(1, Basis::W, 1.0), term(2, Basis::W, 1.0)];
+            let (out, y) = (self.stage.as_mut(), self.y.as_ref());
+            let lost = self.system.compute(|| combine(out, Some(y), &terms, &slopes, &noise));
+            let kicked = kick.made;
+            let (f_end, g_end) = self.both(next)?;
+            let noise = Noise { w, area: &[], h: next - t, ito: false };
+            let noise = widened(noise, layout, row, &mut self.wide);
+            let kick = Kick { slope: &g, made: kicked };
+            let kick_end = Kick::new(&g_end, w, layout, row);
+            let slopes = [
+                Numbers::Taken(f.as_ref()),
+                Numbers::Taken(f_end.as_ref()),
+                kick.numbers(),
+                kick_end.numbers(),
+            ];
+            let half = |slope, basis| term(slope, basis, 0.5);
+            let terms =
+                [half(0, Basis::Step), half(1, Basis::Step), half(2, Basis::W), half(3, Basis::W)];
+            let (out, y) = (self.end.as_mut(), self.y.as_ref());
+            let bad = self.system.compute(|| combine(out, Some(y), &terms, &slopes, &noise));
+            if bad || lost {
+                if !bad {
+                    std::mem::swap(&mut self.end, &mut self.stage);
+                }
+                return Ok(self.outcome(Status::NonFinite, t, (taken as u64, 0), next - t));
+            }
+            let (z, hat) = (self.end.as_ref(), self.stage.as_ref());
+            share(&mut lag, CHUNK, 1, |from, lag| {
+                for (i, lag) in lag.iter_mut().enumerate() {
+                    *lag = z[from + i].to_f64() - hat[from + i].to_f64();
+                }
+            });
+            (f, g) = (f_end, g_end);
+            if self.accept(next)? {
+                return Ok(self.outcome(Status::Stopped, next, (taken as u64 + 1, 0), next - t));
+            }
+        }
+        let last = grid.len() - 1;
+        let taken = last as u64;
+        Ok(self.outcome(Status::Done, grid[last], (taken, 0), grid[last] - grid[last - 1]))
+    }
+
+    /// Drift and diffusion at `stage`.
+    fn both(&mut self, t: f64) -> Result<(S::Slope, S::Slope), S::Error> {
+        self.system.announce(&[t])?;
+        let f = self.system.slope(&mut self.stage)?;
+        Ok((f, self.system.diffusion_at(t, false, &mut self.stage)?))
     }
 
     /// With steps that end at times of the tree: a refused one is tried again on the same path.

@@ -180,9 +180,7 @@ def recorded() -> list[Call]:
     """Genuine calls of every function."""
     calls: list[Call] = []
     home = interp.solvers.rust_backend
-    genuine = {
-        n: getattr(home, n) for n in ("runge_kutta", "runge_kutta_rows", "recurrence", "stochastic")
-    }
+    genuine = {name: getattr(home, name) for name in home.__all__}
 
     def recorder(name: str) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:
@@ -208,11 +206,16 @@ def recorded() -> list[Call]:
     interp.solve(decay, x, method="dopri5", per_row=True, **run)
     sde = interp.SDE(decay, 0.3)
     several = interp.SDE(decay, lambda t, x: torch.ones_like(x) * x)
-    general = interp.SDE(decay, lambda t, x: torch.ones(*x.shape, 2))
+    general = interp.SDE(decay, lambda t: torch.ones(3, 6, 2))
     interp.solve(sde, x, method="euler_maruyama", steps=4, seed=1, **run)
     for term, method in ((several, "milstein"), (several, "srk"), (general, "euler_maruyama")):
         interp.solve(term, x, method=method, steps=3, seed=1)
     interp.solve(several, x, method="srk", rtol=0.1, atol=0.1, seed=1)
+    interp.solve(sde, x, method="reversible_heun", steps=3, seed=1, **run)
+    interp.solve(general, x, method="reversible_heun", steps=3, seed=1)
+    energy = interp.Energy(lambda x: x.square().sum(1))
+    for method in ("langevin", "underdamped", "mala", "hmc"):
+        interp.solve(energy, x, method=method, steps=3, step_size=0.1, save_every=2, seed=1)
     for name, function in genuine.items():
         setattr(home, name, function)
     path = BrownianPath(3, 6, 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import interp
+import rust_solvers
 from interp.errors import FieldError, OptionError, SolveError, UnknownName, Unsupported
 from interp.solvers.chains import CHAINS
 from interp.solvers.effective import Effective
@@ -167,6 +168,108 @@ def test_rows_do_not_know_their_neighbours(method: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize(
+    ("method", "adapt"), [*((m, 0) for m in CHAINS), ("mala", 12), ("hmc", 12)]
+)
+@pytest.mark.parametrize("shape", [(5, 3), (3, 2, 4), (1, 1), (0, 2), (2, 0)])
+def test_the_engines_make_one_chain(method: str, shape: tuple[int, ...], adapt: int) -> None:
+    """Rust and torch, in double precision: states on the way, what is counted, what is told."""
+    options: dict[str, Any] = {"steps": 9, "step_size": 0.02, "seed": 5, "save_every": 2}
+    options |= {"leapfrog": 3} if method == "hmc" else {}
+    options |= {"levels": [2.0, 1.0]} if method == "annealed" else {}
+    options |= {"adapt": adapt} if adapt else {}
+    energy = interp.Energy(lambda x, s=1.0: (x.square() - s).square().flatten(1).sum(1), 0.7)
+    x = interp.noise.normal(shape, seed=1, dtype=F64)
+    seen: dict[str, list[tuple[float, int]]] = {"rust": [], "torch": []}
+    rust, torch_ = (
+        interp.solve(
+            energy, x, method=method, backend=b, first_row=7,
+            callback=lambda s, b=b: seen[b].append((s.t, s.nfe)), **options,
+        )
+        for b in ("rust", "torch")
+    )  # fmt: skip
+    assert (rust.stats.backend, torch_.stats.backend) == ("rust", "torch")
+    assert torch.equal(rust.ts, torch_.ts)
+    assert seen["rust"] == seen["torch"]
+    # A step adds a few roundings, which 2 * 9 + 12 steps of a stable chain pass on.
+    torch.testing.assert_close(rust.xs, torch_.xs, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(rust.x, torch_.x, rtol=1e-12, atol=1e-13)
+    for name in ("nfe", "steps", "status", "seed"):
+        assert getattr(rust.stats, name) == getattr(torch_.stats, name)
+    for name in ("acceptance", "step_size", "ess"):
+        a, b = getattr(rust.stats, name), getattr(torch_.stats, name)
+        assert a == (b if b is None else pytest.approx(b, rel=1e-9, nan_ok=True)), name
+
+
+@pytest.mark.parametrize("method", CHAINS)
+def test_single_precision_is_the_double_one_rounded(method: str) -> None:
+    options: dict[str, Any] = {"steps": 4, "step_size": 0.02, "seed": 5}
+    options |= {"levels": [1.0]} if method == "annealed" else {}
+    energy = interp.Energy(lambda x, s=1.0: (x.square() - s).square().sum(1))
+    x = interp.noise.normal((40, 3), seed=1)
+    for backend in ("rust", "torch"):
+        single = interp.solve(energy, x, method=method, backend=backend, **options)
+        double = interp.solve(energy, x.double(), method=method, backend=backend, **options)
+        # Ten roundings of states of size 3, in each of up to 40 leapfrog steps.
+        torch.testing.assert_close(single.x.double(), double.x, rtol=0, atol=5e-5)
+
+
+def test_what_a_callback_does_to_a_chain_in_rust() -> None:
+    x = torch.zeros(2, 3)
+    kept: list[Tensor] = []
+    sol = chain(
+        quadratic(), x, "langevin", steps=9, step_size=0.1, seed=1, save_every=1,
+        callback=lambda s: kept.append(s.x) or len(kept) == 5,
+    )  # fmt: skip
+    assert sol.stats.status == "stopped"
+    assert torch.equal(torch.stack(kept), sol.xs)  # what is kept is not written to
+    with pytest.raises(FieldError, match="callback wrote"):
+        chain(
+            quadratic(), x, "langevin", steps=9, step_size=0.1, seed=1,
+            callback=lambda s: s.x.zero_() is None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_an_error_in_an_energy_comes_out(backend: str) -> None:
+    calls = 0
+
+    def potential(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyError("mine")
+        return x.square().sum(1)
+
+    with pytest.raises(KeyError, match="mine"):
+        interp.solve(
+            interp.Energy(potential), torch.zeros(2, 3), method="langevin", backend=backend,
+            steps=9, step_size=0.1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_a_chain_that_is_lost_may_give_what_it_has(backend: str) -> None:
+    energy = interp.Energy(lambda x: x.pow(4).sum(1))
+    x = torch.tensor([[3.0], [0.1]])
+    sol = interp.solve(
+        energy, x, method="langevin", backend=backend, steps=200, step_size=0.5, seed=0,
+        save_every=1, on_failure="partial",
+    )  # fmt: skip
+    assert sol.stats.status == "non_finite"
+    assert len(sol.xs) == sol.stats.steps - 1
+    assert torch.equal(sol.x, sol.xs[-1])
+    assert sol.x.isfinite().all()
+
+
+def test_the_uniform_numbers_are_those_of_philox() -> None:
+    key = interp.noise.stream_key(4, interp.noise.STREAMS["chain"])
+    node = (5 << 32) + 3
+    u = interp.noise.node_uniforms(4, 2**32 - 4, key, node, torch.device("cpu"))
+    words = [rust_solvers.philox([0, 2**32 - 4 + r, 3, 5], list(key))[0] for r in range(4)]
+    assert u.tolist() == [(w + 0.5) / 2**32 for w in words]
+
+
 # What is refused
 
 
@@ -205,7 +308,8 @@ def test_a_low_acceptance_is_a_warning() -> None:
         (quadratic(), {"steps": 3, "step_size": -1}, OptionError, "step_size=-1"),
         (quadratic(), {"steps": 3, "step_size": 1, "t": (0, 1)}, OptionError, "no time, and t was"),
         (quadratic(), {"steps": 3, "step_size": 1, "leap": 2}, UnknownName, "leapfrog"),
-        (quadratic(), {"steps": 3, "step_size": 1, "backend": "rust"}, Unsupported, "in torch"),
+        (quadratic(), {"steps": 3, "step_size": 1, "backend": "torchdiffeq"}, Unsupported, "on rust or"),
+        (quadratic(), {"steps": 3, "step_size": 1, "backend": "rusty"}, UnknownName, "rust"),
         (quadratic(), {"steps": 3, "step_size": 1, "leapfrog": 0}, OptionError, "leapfrog=0"),
         (interp.Energy(lambda x: x), {"steps": 3, "step_size": 1}, FieldError, "one number a row"),
         (interp.Energy(lambda x: torch.zeros(2)), {"steps": 3, "step_size": 1}, FieldError, "autograd"),

@@ -148,13 +148,17 @@ def fields() -> dict[str, tuple[interp.SDE, tuple[str, ...]]]:
     """An SDE of each kind of noise, and the methods for it."""
     matrix = torch.tensor([[0.5, 0.2, 0.0], [0.1, -0.4, 0.3]], dtype=F64)
     drift = lambda t, x: -x + torch.cos(t)  # noqa: E731
+    strong = ("heun_stratonovich", "reversible_heun")
     return {
-        "number": (interp.SDE(drift, 0.6), ("milstein", "srk", "heun_stratonovich")),
-        "of t": (interp.SDE(drift, lambda t: 0.5 + t), ("milstein", "srk", "heun_stratonovich")),
+        "scalar, stratonovich": (
+            interp.SDE(drift, lambda t, x: (0.3 * x.cos())[..., None], "stratonovich"), strong,
+        ),
+        "number": (interp.SDE(drift, 0.6), (*strong, "milstein", "srk")),
+        "of t": (interp.SDE(drift, lambda t: 0.5 + t), (*strong, "milstein", "srk")),
         "diagonal": (interp.SDE(drift, lambda t, x: 0.3 + 0.2 * x.sin() + t), ("milstein", "srk")),
         "diagonal, stratonovich": (
             interp.SDE(drift, lambda t, x: 0.3 + 0.2 * x.sin(), "stratonovich"),
-            ("milstein", "heun_stratonovich"),
+            (*strong, "milstein"),
         ),
         "scalar": (interp.SDE(drift, lambda t, x: (0.3 * x.cos())[..., None]), ("milstein", "srk")),
         "general": (
@@ -163,9 +167,9 @@ def fields() -> dict[str, tuple[interp.SDE, tuple[str, ...]]]:
         ),
         "general, stratonovich": (
             interp.SDE(drift, lambda t, x: x.cos()[..., None] * matrix.to(x), "stratonovich"),
-            ("heun_stratonovich",),
+            strong,
         ),
-        "general, additive": (interp.SDE(drift, lambda t: matrix.expand(4, 2, 3)), ("heun_stratonovich",)),
+        "general, additive": (interp.SDE(drift, lambda t: matrix.expand(4, 2, 3)), strong),
     }  # fmt: skip
 
 

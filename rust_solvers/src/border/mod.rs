@@ -1,6 +1,7 @@
 //! The one place where Rust and Python meet.
 
 mod borrowed;
+mod chain;
 mod kernel;
 mod memory;
 mod native;
@@ -29,6 +30,8 @@ fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(runge_kutta::runge_kutta_rows, module)?)?;
     module.add_function(wrap_pyfunction!(recurrence::recurrence, module)?)?;
     module.add_function(wrap_pyfunction!(stochastic::stochastic, module)?)?;
+    module.add_function(wrap_pyfunction!(stochastic::reversible_heun, module)?)?;
+    module.add_function(wrap_pyfunction!(chain::chain, module)?)?;
     module.add_function(wrap_pyfunction!(noise::normals, module)?)?;
     module.add_function(wrap_pyfunction!(noise::brownian, module)?)?;
     module.add_function(wrap_pyfunction!(noise::philox_words, module)?)

@@ -93,28 +93,54 @@ pub fn stochastic<'py>(
         ),
         _ => return Err(PyValueError::new_err("either a grid or adaptive steps")),
     };
-    fn run<'py, T: Number>(
-        posed: Posed<'py>,
-        scheme: &Scheme,
-        shared: bool,
-        noise: &NoiseNumbers,
-        (grid, goal): (&[f64], Option<&Adaptive>),
-    ) -> PyResult<Bound<'py, PyDict>> {
-        let (row, saves) = (posed.0.row, posed.0.saves.clone());
-        let layout = match (posed.0.channels, shared) {
-            (Some(m), _) => Layout::Matrix(m),
-            (None, true) => Layout::Scalar,
-            (None, false) => Layout::Diagonal,
-        };
-        let (mut system, y) = PySystem::<T>::new(posed)?;
-        let channels = layout.channels(row);
-        let path = noise.path(channels, system.torch.len / row.max(1) * channels, grid)?;
-        let run = Run::new(&mut system, scheme, layout, row, &saves, y)?;
-        let outcome = match goal {
-            Some(goal) => run.adaptive(grid[0], goal, path)?,
-            None => run.fixed(grid, path)?,
-        };
-        system.report(outcome)
-    }
-    by_dtype!(pose(&problem)?, run, &scheme, shared, &noise, (&grid[..], goal.as_ref()))
+    let way = match goal {
+        Some(goal) => Way::Adaptive(goal),
+        None => Way::Fixed,
+    };
+    by_dtype!(pose(&problem)?, run, &scheme, shared, &noise, (&grid[..], way))
+}
+
+/// Integrate `problem` by the reversible Heun method on `grid`.
+#[pyfunction]
+pub fn reversible_heun<'py>(
+    problem: Bound<'py, PyAny>,
+    shared: bool,
+    noise: NoiseNumbers,
+    grid: Vec<f64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let grid = checked_grid(grid)?;
+    let none = Scheme { stages: vec![], end: vec![], error: vec![], ito: false, area: false };
+    by_dtype!(pose(&problem)?, run, &none, shared, &noise, (&grid[..], Way::Reversible))
+}
+
+/// How a run takes its steps.
+enum Way {
+    Fixed,
+    Adaptive(Adaptive),
+    Reversible,
+}
+
+fn run<'py, T: Number>(
+    posed: Posed<'py>,
+    scheme: &Scheme,
+    shared: bool,
+    noise: &NoiseNumbers,
+    (grid, way): (&[f64], Way),
+) -> PyResult<Bound<'py, PyDict>> {
+    let (row, saves) = (posed.0.row, posed.0.saves.clone());
+    let layout = match (posed.0.channels, shared) {
+        (Some(m), _) => Layout::Matrix(m),
+        (None, true) => Layout::Scalar,
+        (None, false) => Layout::Diagonal,
+    };
+    let (mut system, y) = PySystem::<T>::new(posed)?;
+    let channels = layout.channels(row);
+    let path = noise.path(channels, system.torch.len / row.max(1) * channels, grid)?;
+    let run = Run::new(&mut system, scheme, layout, row, &saves, y)?;
+    let outcome = match way {
+        Way::Adaptive(goal) => run.adaptive(grid[0], &goal, path)?,
+        Way::Fixed => run.fixed(grid, path)?,
+        Way::Reversible => run.reversible(grid, path)?,
+    };
+    system.report(outcome)
 }
