@@ -211,7 +211,7 @@ def recorded() -> list[Call]:
     for term, method in ((several, "milstein"), (several, "srk"), (general, "euler_maruyama")):
         interp.solve(term, x, method=method, steps=3, seed=1)
     interp.solve(several, x, method="srk", rtol=0.1, atol=0.1, seed=1)
-    interp.solve(sde, x, method="reversible_heun", steps=3, seed=1, **run)
+    interp.solve(sde, x, method="reversible_heun", steps=4, seed=1, **run)
     interp.solve(general, x, method="reversible_heun", steps=3, seed=1)
     energy = interp.Energy(lambda x: x.square().sum(1))
     for method in ("langevin", "underdamped", "mala", "hmc"):
