@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BEGIN = 0.05  # of the mean reduced cost: the first regularisation
-_HALVINGS, _SWEEPS = 2, 3
+_BEGIN = 0.2  # of the mean cost above the row's least: the first regularisation
+_HALVINGS, _SWEEPS = 4, 2
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -20,27 +20,27 @@ def assign(cost: Tensor) -> Tensor:
 
 
 def _reduced(cost: Tensor) -> Tensor:
-    """``cost`` less a number for each row and one for each column, which no assignment can change.
+    """``cost`` less a number for each column and then the least of each row: the same assignment.
 
-    Where the numbers are near the dual potentials, the search finds short paths: from 5.1 to 1.6 ms
-    for 256 points in the plane. Here they are those of the entropic plan, by a few sweeps of
-    Sinkhorn's scaling in float32; squaring the scaled kernel halves its regularisation.
+    Where the columns' numbers are near the dual potentials, the search finds short paths: from 5.1
+    to 1.6 ms for 256 points in the plane. Here they are those of the entropic plan, by a few sweeps
+    of Sinkhorn's scaling in float32; squaring the scaled kernel halves its regularisation.
     """
-    reduced = cost - cost.amin(1, keepdim=True)
-    reduced -= reduced.amin(0, keepdim=True)  # now every row and column has a zero
-    reg = _BEGIN * reduced.mean().item()
+    least = cost.amin(1, keepdim=True)
+    reg = _BEGIN * (cost.mean() - least.mean()).item()
     if not reg > 0.0:
-        return reduced
-    kernel = (reduced.float() / -reg).exp_()
+        return cost - least
+    kernel = (cost * (-1.0 / reg)).softmax(1).float()
     u, v = _scalings(kernel)
-    f, g = reg * u.log(), reg * v.log()
+    potential = reg * v.log()
     for _ in range(_HALVINGS):
         kernel, reg = kernel.mul_(u[:, None]).mul_(v).square_(), reg / 2.0
         u, v = _scalings(kernel)
-        f, g = f + reg * u.log(), g + reg * v.log()
-    if not bool((f + g).sum().isfinite()):
-        return reduced
-    return reduced.sub_(f.to(cost.dtype)[:, None]).sub_(g.to(cost.dtype))
+        potential += reg * v.log()
+    if not bool(potential.sum().isfinite()):
+        return cost - least
+    reduced = cost - potential.to(cost.dtype)
+    return reduced.sub_(reduced.amin(1, keepdim=True))
 
 
 def _scalings(kernel: Tensor) -> tuple[Tensor, Tensor]:
