@@ -62,10 +62,13 @@ class Compiled(NativeModel):
         return out
 
     def native(
-        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None
-    ) -> NativeField | None:
-        """The field for a run from x, told the time in the dtype ``time``; None where torch runs it."""
-        t = torch.zeros((), dtype=time)
+        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None,
+        per_row: bool = False,
+    ) -> NativeField | None:  # fmt: skip
+        """The field for a run from x, told the time, or with ``per_row`` that of each row, in the dtype
+        ``time``; None where torch runs it.
+        """
+        t = torch.zeros(x.shape[:1] if per_row else (), dtype=time)
         if not self._native_here(t, x, cond):
             return None
         program = self._program(t, x, cond)

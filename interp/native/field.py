@@ -44,6 +44,9 @@ class NativeModel(ABC):
 
     @abstractmethod
     def native(
-        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None
-    ) -> NativeField | None:
-        """The field for a run from x, told the time in the dtype ``time``; None where there is none."""
+        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None,
+        per_row: bool = False,
+    ) -> NativeField | None:  # fmt: skip
+        """The field for a run from x, told the time, or with ``per_row`` that of each row, in the dtype
+        ``time``; None where there is none.
+        """

@@ -93,9 +93,10 @@ class Kernel(NativeModel):
         return out
 
     def native(
-        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None
-    ) -> NativeField | None:
-        """Itself."""
+        self, x: Tensor, time: torch.dtype, cond: Mapping[str, Any], reads: Reads | None,
+        per_row: bool = False,
+    ) -> NativeField | None:  # fmt: skip
+        """Itself; each row is a call of its own where it has a time of its own."""
         self._check(x, cond)
         return NativeField(self._kernel, [], [], None, reads)
 

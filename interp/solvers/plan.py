@@ -143,17 +143,19 @@ def pose(
 
 
 def native(
-    term: ODE | SDE | PathODE | PathSDE, x: Tensor, request: Request, form: Affine | None = None
-) -> NativeField | None:
+    term: ODE | SDE | PathODE | PathSDE, x: Tensor, request: Request, form: Affine | None = None,
+    per_row: bool = False,
+) -> NativeField | None:  # fmt: skip
     """The term's field without Python, where its model has one and the backend can use it.
 
-    ``form``: what the run calls, where that is not the term's own slope.
+    ``form``: what the run calls, where that is not the term's own slope; ``per_row``: whether each row
+    is at a time of its own.
     """
     form = term.affine() if form is None else form
     if request.backend != "rust" or form is None or not isinstance(form.model, NativeModel):
         return None
     time = torch.float64 if needs_exact_time(form.model) else x.dtype
-    return form.model.native(x, time, request.cond, form.reads)
+    return form.model.native(x, time, request.cond, form.reads, per_row)
 
 
 def cut(cond: Cond, rows: list[int], count: int) -> Cond:

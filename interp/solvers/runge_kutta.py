@@ -84,7 +84,8 @@ def laid_out(
         slope = _at_every_row(slope)
     detached = request.gradient is None and request.backend
     problem = pose(x, y, marks, slope, seen.exact_time, detached or "torch")
-    problem.native = None if request.per_row else native(seen, x, request)
+    apart = request.per_row and grid is None and x.numel() > 0
+    problem.native = native(seen, x, request, per_row=apart)
     taus = [tau[t] for t in grid] if grid is not None else None
     if at is not None:
         problem.times = clock_reader(at)

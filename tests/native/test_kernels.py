@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 
 import pytest
 import torch
@@ -72,6 +73,15 @@ def test_a_kernel_is_a_field(debug):
             a.x, b.x, rtol=1e-13, atol=1e-13
         )  # the same operations but for scales
         assert a.stats.nfe == b.stats.nfe
+
+
+def test_a_kernel_in_rows_with_steps_of_their_own():
+    """exp(-t^2 / 2) x: the kernel is told one t a row."""
+    x = torch.tensor([[1e-3, 2.0], [1.0, -1.0], [50.0, 3.0]], dtype=torch.float64)
+    sol = interp.solve(Kernel(capsule(decay)), x, t=(0.0, 2.0), per_row=True, rtol=1e-9, atol=1e-9)
+    assert len(sol.stats.rows.accepted.unique()) > 1
+    # A step's error is below 1e-9 of the state; the fifty or so of a run do not grow.
+    torch.testing.assert_close(sol.x, math.exp(-2.0) * x, rtol=5e-8, atol=5e-8)
 
 
 def too_far(state, t, rows, row, x, out):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -54,6 +56,52 @@ def test_a_run_is_that_of_the_model_in_torch(name, network, compiled):
     torch.testing.assert_close(ours.xs, theirs.xs, rtol=1e-11, atol=1e-11)
     assert ours.stats.nfe == theirs.stats.nfe
     assert not compiled.uncompiled
+
+
+@pytest.mark.parametrize("name", ["field", "noise time", "data", "noise", "bridge"])
+def test_rows_with_steps_of_their_own(name, network, compiled):
+    """Rows far from one another: as in torch, each with its own steps, condition and end."""
+    x = torch.randn(5, 6, dtype=torch.float64) * torch.tensor([0.1, 1.0, 30.0, 0.5, 5.0])[:, None]
+    # Nearer to where sigma / beta is infinite the error estimate is rounding, and so are the steps.
+    t = (0.4, 0.95) if name in ("noise", "bridge") else (0.0, 1.0)
+    run = {
+        "t": t, "per_row": True, "cond": {"label": torch.arange(5) % 3}, "rtol": 1e-4, "atol": 1e-4,
+        "save_at": [t[0], 0.6, t[1]],
+    }  # fmt: skip
+    interp.solve(TERMS[name](compiled), x, **run)  # compiles
+    calls = []
+    hook = network.register_forward_hook(lambda *_: calls.append(1))
+    ours = interp.solve(TERMS[name](compiled), x, **run)
+    in_python = len(calls)
+    theirs = interp.solve(TERMS[name](network), x, backend="torch", **run)
+    hook.remove()
+    assert in_python == 0 or name == "data"  # the step to clean data is the model's own
+    for field in ("accepted", "rejected", "nfe"):
+        assert torch.equal(getattr(ours.stats.rows, field), getattr(theirs.stats.rows, field))
+    assert len(ours.stats.rows.nfe.unique()) > 1 or name == "noise"
+    # A hundred evaluations in float64, of sums in another order, of states up to 100.
+    torch.testing.assert_close(ours.xs, theirs.xs, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_changed_by_a_callback_are_seen_by_every_row(network):
+    changed = copy.deepcopy(network)
+    compiled = interp.compile(changed)
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    def run(model):
+        with torch.no_grad():
+            changed.load_state_dict(network.state_dict())
+        seen = []
+
+        def callback(state):
+            seen.append(state.step)
+            if len(seen) == 2:
+                with torch.no_grad():
+                    [p.mul_(0.5) for p in changed.parameters()]
+
+        return interp.solve(model, x, per_row=True, callback=callback).x
+
+    torch.testing.assert_close(run(compiled), run(changed), rtol=1e-10, atol=1e-10)
 
 
 def test_a_run_does_not_enter_python(network):

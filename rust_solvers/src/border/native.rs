@@ -7,7 +7,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::kernels::combine;
-use crate::network::{Kernel, Lent, Loan, Named, Number, Place, Program, Run, Step, Value, View};
+use crate::network::{
+    Kept, Kernel, Lent, Loan, Named, Number, Place, Program, Run, Step, Value, View,
+};
 use crate::real::Precision;
 
 use super::borrowed::Borrowed;
@@ -271,9 +273,41 @@ struct Called<'py> {
     network: Bound<'py, Network>,
     tensors: Vec<Bound<'py, PyAny>>,
     weights: Vec<Borrowed>,
-    conditions: Vec<Borrowed>,
+    conditions: Vec<Condition>,
     threads: Option<usize>,
     run: Run,
+}
+
+/// An input beside t and x.
+struct Condition {
+    whole: Borrowed,
+    /// Elements in a row, where each row has its own.
+    row: Option<usize>,
+    /// Those of the rows that are left, where not all are.
+    left: Option<Kept>,
+}
+
+impl Condition {
+    /// # Safety
+    /// As for [`Borrowed::numbers`].
+    unsafe fn lent(&self) -> Lent<'_> {
+        // SAFETY: the caller's.
+        self.left.as_ref().map_or_else(|| unsafe { self.whole.numbers() }, Kept::lent)
+    }
+
+    /// # Safety
+    /// As for [`Borrowed::numbers`].
+    unsafe fn select(&mut self, rows: &[usize]) {
+        fn picked<T: Copy>(all: &[T], len: usize, rows: &[usize]) -> Vec<T> {
+            rows.iter().flat_map(|&r| &all[r * len..(r + 1) * len]).copied().collect()
+        }
+        let Some(len) = self.row else { return };
+        // SAFETY: the caller's.
+        self.left = Some(match unsafe { self.whole.numbers() } {
+            Lent::Single(all) => Kept::Single(picked(all, len, rows)),
+            Lent::Double(all) => Kept::Double(picked(all, len, rows)),
+        });
+    }
 }
 
 impl<'py> Called<'py> {
@@ -285,23 +319,25 @@ impl<'py> Called<'py> {
         let NativeField { weights: tensors, conditions, threads, .. } = field;
         let inner = network.get();
         let weights = inner.borrow(&tensors)?;
-        let [(.., false), (_, precision, true), others @ ..] = &inner.inputs[..] else {
-            return Err(PyValueError::new_err("not a network of one t and of x"));
+        let [_, (_, precision, true), others @ ..] = &inner.inputs[..] else {
+            return Err(PyValueError::new_err("not a network of t and x"));
         };
         if (*precision, inner.program.precision()) != (T::PRECISION, T::PRECISION) {
             return Err(PyValueError::new_err("the network is of another precision"));
         }
-        if inner.program.inputs().nth(1).is_none_or(|x| x.len != inner.program.len()) {
-            return Err(PyValueError::new_err("the network's result is not like x"));
+        let lengths: Vec<usize> = inner.program.inputs().map(|input| input.len).collect();
+        if lengths[..2] != [1, inner.program.len()] {
+            return Err(PyValueError::new_err("t is no number, or the result is not like x"));
         }
         if conditions.len() != others.len() {
             return Err(PyValueError::new_err("another number of conditions than was compiled"));
         }
         let conditions = conditions.iter().zip(others).map(|(tensor, condition)| {
             let (shape, precision, each) = condition;
+            let row = each.then(|| shape.iter().product());
             let rows = each.then_some(rows);
             let shape: Vec<usize> = rows.iter().chain(shape).copied().collect();
-            Borrowed::of(tensor, &shape, *precision)
+            Ok(Condition { whole: Borrowed::of(tensor, &shape, *precision)?, row, left: None })
         });
         let conditions = conditions.collect::<PyResult<Vec<_>>>()?;
         let run = inner.run();
@@ -322,16 +358,27 @@ impl<'py> Called<'py> {
         self.run.prepare(&self.network.get().program, &weights, rows);
     }
 
-    fn evaluate<T: Number>(&mut self, t: f64, x: &[T], out: &mut [T]) -> PyResult<()> {
-        let (single, double) = ([t as f32], [t]);
+    /// At one time for all rows, or at one of each, whichever the network was compiled for.
+    fn evaluate<T: Number>(&mut self, times: &[f64], x: &[T], out: &mut [T]) -> PyResult<()> {
         let network = self.network.get();
-        let t = match network.inputs[0].1 {
-            Precision::Single => Lent::Single(&single),
-            Precision::Double => Lent::Double(&double),
+        let (_, precision, each) = &network.inputs[0];
+        let rows = out.len() / network.program.len();
+        if times.len() != if *each { rows } else { 1 } {
+            return Err(PyValueError::new_err("the network takes another number of times"));
+        }
+        let single: Vec<f32>;
+        let t = match precision {
+            Precision::Single => {
+                single = times.iter().map(|&t| t as f32).collect();
+                Lent::Single(&single)
+            }
+            Precision::Double => Lent::Double(times),
         };
         // SAFETY: looked up when the run began and after every call of Python since; conditions are
         // tensors that the caller made for this run.
-        let (weights, others) = unsafe { (lent(&self.weights), lent(&self.conditions)) };
+        let (weights, others) = unsafe {
+            (lent(&self.weights), self.conditions.iter().map(|condition| condition.lent()))
+        };
         let inputs: Vec<Lent> = [t, T::lend(x)].into_iter().chain(others).collect();
         network.evaluate(self.network.py(), &mut self.run, &weights, &inputs, out, self.threads)
     }
@@ -359,15 +406,59 @@ impl<'py, T: Number> Native<'py, T> {
 
     /// The readings of the run's clock at which the next slopes will be asked for.
     pub fn announce(&mut self, times: &[f64]) -> PyResult<()> {
+        self.readings = self.read(times)?.into();
+        Ok(())
+    }
+
+    fn read(&mut self, times: &[f64]) -> PyResult<Vec<Reading>> {
         let Some(reads) = &self.reads else {
-            self.readings = times.iter().map(|&t| Reading::plain(t)).collect();
-            return Ok(());
+            return Ok(times.iter().map(|&t| Reading::plain(t)).collect());
         };
         let read: Vec<(f64, f64, f64, f64)> = reads.call1((times.to_vec(),))?.extract()?;
-        let reading = |(t, inner, outer, own)| Reading { t, inner, outer, own };
-        self.readings = read.into_iter().map(reading).collect();
+        if read.len() != times.len() {
+            return Err(PyValueError::new_err("`reads` gave another number of times"));
+        }
         if let Caller::Network(called) = &mut self.caller {
             called.look_up()?;
+        }
+        let reading = |(t, inner, outer, own)| Reading { t, inner, outer, own };
+        Ok(read.into_iter().map(reading).collect())
+    }
+
+    /// From here on states hold these rows of the batch alone.
+    pub fn select(&mut self, rows: &[usize]) {
+        self.rows = rows.len();
+        if let Caller::Network(called) = &mut self.caller {
+            // SAFETY: tensors that the caller made for this run; the interpreter lock is held.
+            called.conditions.iter_mut().for_each(|condition| unsafe { condition.select(rows) });
+        }
+    }
+
+    /// The slopes at `y`, each row at a time of its own.
+    pub fn slope_at(&mut self, times: &[f64], y: &[T], out: &mut [T]) -> PyResult<()> {
+        let readings = self.read(times)?;
+        let row = y.len() / readings.len().max(1);
+        self.scaled.resize(y.len(), T::ZERO);
+        let rows = || readings.iter().zip(y.chunks(row.max(1)));
+        for ((now, y), x) in rows().zip(self.scaled.chunks_mut(row.max(1))) {
+            combine(x, &[(now.inner, y)]);
+        }
+        match &mut self.caller {
+            Caller::Network(called) => {
+                let times: Vec<f64> = readings.iter().map(|now| now.t).collect();
+                called.evaluate(&times, &self.scaled, out)?;
+            }
+            Caller::Kernel(kernel) => {
+                let each = self.scaled.chunks(row.max(1)).zip(out.chunks_mut(row.max(1)));
+                for (now, (x, out)) in readings.iter().zip(each) {
+                    kernel.get().evaluate(self.py, now.t, 1, x, out)?;
+                }
+            }
+        }
+        for ((now, y), out) in rows().zip(out.chunks_mut(row.max(1))) {
+            if (now.outer, now.own) != (1.0, 0.0) {
+                crate::kernels::rescale(out, now.outer, (now.own, y));
+            }
         }
         Ok(())
     }
@@ -394,7 +485,7 @@ impl<'py, T: Number> Native<'py, T> {
             &self.scaled
         };
         match &mut self.caller {
-            Caller::Network(called) => called.evaluate(now.t, x, out)?,
+            Caller::Network(called) => called.evaluate(&[now.t], x, out)?,
             Caller::Kernel(kernel) => kernel.get().evaluate(self.py, now.t, self.rows, x, out)?,
         }
         if (now.outer, now.own) != (1.0, 0.0) {

@@ -264,6 +264,10 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
 impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
     fn select(&mut self, rows: &[usize]) -> PyResult<()> {
         self.torch = self.batch.with_rows(rows.len())?;
+        if let Some(native) = &mut self.native {
+            native.select(rows);
+            return Ok(());
+        }
         self.time = Clock::new(&self.problem, Some(rows.len()))?;
         if let Some(cut) = &self.problem.cut {
             self.problem.field = cut.call1((rows.to_vec(),))?;
@@ -272,6 +276,15 @@ impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
     }
 
     fn slope_at(&mut self, times: &[f64], y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+        if let Some(native) = &mut self.native {
+            self.py.check_signals()?;
+            let start = Instant::now();
+            self.nfe += 1;
+            let (pool, len, y) = (&self.pool, self.torch.len, y.as_ref());
+            let slope = Slope::written(pool, len, |out| native.slope_at(times, y, out));
+            self.field_time += start.elapsed();
+            return slope;
+        }
         let told = self.told(times)?;
         if told.len() != times.len() {
             return Err(PyValueError::new_err("`times` gave another number of times"));
@@ -302,6 +315,7 @@ impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
         };
         let stopped = observer.call1((times.to_vec(), &y.tensor, self.nfe))?;
         y.reclaim(&self.batch, "the callback")?;
+        self.native.as_mut().map_or(Ok(()), Native::renew)?;
         if stopped.is_none() { Ok(Vec::new()) } else { stopped.extract() }
     }
 }
