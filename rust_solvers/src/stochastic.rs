@@ -50,12 +50,14 @@ pub enum Ask {
 }
 
 /// A slope at the time t + c h and the state y + terms.
+#[derive(Debug)]
 pub struct Stage {
     pub c: f64,
     pub ask: Ask,
     pub terms: Vec<Term>,
 }
 
+#[derive(Debug)]
 pub struct Scheme {
     pub stages: Vec<Stage>,
     pub end: Vec<Term>,
@@ -536,4 +538,270 @@ fn round<T: Real>(out: &mut [T], sum: &[f64]) -> u32 {
         bad |= out.non_finite();
     }
     bad
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::brownian::Root;
+    use crate::philox::{Rows, stream_keys};
+    use proptest::prelude::*;
+
+    /// dX = a dt + b dW, with a drift and a diffusion of each element that nothing changes; of a
+    /// matrix's row b is the sum over its channels.
+    struct Constant {
+        drift: Vec<f64>,
+        diffusion: Vec<f64>,
+        saved: Vec<Vec<f64>>,
+        times: usize,
+    }
+
+    impl System<f64> for Constant {
+        type Buffer = Vec<f64>;
+        type Slope = Vec<f64>;
+        type Error = std::convert::Infallible;
+
+        fn buffer(&mut self) -> Result<Vec<f64>, Self::Error> {
+            Ok(vec![f64::NAN; self.drift.len()])
+        }
+        fn announce(&mut self, times: &[f64]) -> Result<(), Self::Error> {
+            self.times += times.len();
+            Ok(())
+        }
+        fn slope(&mut self, _: &mut Vec<f64>) -> Result<Vec<f64>, Self::Error> {
+            assert!(self.times > 0, "a slope at a time that was not announced");
+            self.times -= 1;
+            Ok(self.drift.clone())
+        }
+        fn diffusion(&mut self, _: &mut Vec<f64>) -> Result<Option<Vec<f64>>, Self::Error> {
+            Ok(None)
+        }
+        fn diffusion_at(
+            &mut self,
+            _: f64,
+            correction: bool,
+            y: &mut Vec<f64>,
+        ) -> Result<Vec<f64>, Self::Error> {
+            Ok(if correction { vec![0.0; y.len()] } else { self.diffusion.clone() })
+        }
+        fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+            work()
+        }
+        fn save<R>(
+            &mut self,
+            index: usize,
+            write: impl FnOnce(&mut [f64]) -> R,
+        ) -> Result<R, Self::Error> {
+            assert_eq!(index, self.saved.len());
+            self.saved.push(vec![0.0; self.drift.len()]);
+            Ok(write(&mut self.saved[index]))
+        }
+        fn accepted(&mut self, _: f64, _: &mut Vec<f64>) -> Result<bool, Self::Error> {
+            Ok(false)
+        }
+    }
+
+    /// Any scheme that is exact where nothing depends on time and state: its weights of the drift add
+    /// up to one, as those of the diffusion do.
+    fn scheme() -> impl Strategy<Value = Scheme> {
+        let basis = prop_oneof![Just(Basis::Step), Just(Basis::W), Just(Basis::Root)];
+        let inner = (0usize..8, basis, -2.0f64..2.0);
+        let stage = (0.0f64..=1.0, any::<bool>(), prop::collection::vec(inner, 0..3));
+        prop::collection::vec((stage, -2.0f64..2.0), 0..5).prop_map(|some| {
+            let ends = [(0.0, Ask::Drift), (1.0, Ask::Diffusion)];
+            let mut scheme =
+                Scheme { stages: vec![], end: vec![], error: vec![], ito: true, area: false };
+            let mut left = [1.0, 1.0];
+            let mut push = |c: f64, ask: Ask, terms: Vec<Term>, weight: Option<f64>| {
+                let (kind, basis) =
+                    if ask == Ask::Drift { (0, Basis::Step) } else { (1, Basis::W) };
+                let weight = weight.unwrap_or(left[kind]);
+                left[kind] -= weight;
+                let slope = scheme.stages.len();
+                scheme.stages.push(Stage { c, ask, terms });
+                scheme.end.push(Term { slope, basis, weight });
+            };
+            for (slope, ((c, drift, terms), weight)) in some.into_iter().enumerate() {
+                let ask = if drift { Ask::Drift } else { Ask::Diffusion };
+                let terms = terms.into_iter().filter(|(at, ..)| *at < slope);
+                let terms = terms.map(|(slope, basis, weight)| Term { slope, basis, weight });
+                push(c, ask, terms.collect(), Some(weight));
+            }
+            ends.into_iter().for_each(|(c, ask)| push(c, ask, vec![], None));
+            scheme
+        })
+    }
+
+    const SPAN: (f64, f64) = (-1.0, 3.0);
+
+    fn path(rows: usize, channels: usize, first: u32) -> Path {
+        Path {
+            root: Root { from: SPAN.0, to: SPAN.1, depth: 24 },
+            rows: Rows { len: channels, first },
+            keys: stream_keys(11, 1),
+            elements: rows * channels,
+        }
+    }
+
+    fn motion(path: &Path, t: f64) -> Vec<f64> {
+        let mut w = vec![0.0; path.elements];
+        path.at(&[t], &mut [Value { w: &mut w, integral: &mut [] }], |_| {});
+        w
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Way {
+        Fixed,
+        Reversible,
+        Adaptive,
+    }
+
+    #[derive(Debug)]
+    struct Case {
+        layout: Layout,
+        rows: usize,
+        row: usize,
+        first: u32,
+    }
+
+    impl Case {
+        fn system(&self) -> Constant {
+            let columns = if let Layout::Matrix(m) = self.layout { m } else { 1 };
+            let number = |i: usize| ((i * 7 + 3) % 11) as f64 / 5.0 - 1.0;
+            // The same for every row, so that rows can be cut out.
+            let of_rows = |n: usize, from: usize| {
+                (0..self.rows * n).map(move |i| number(i % n + from)).collect()
+            };
+            Constant {
+                drift: of_rows(self.row, 0),
+                diffusion: of_rows(self.row * columns, 5),
+                saved: vec![],
+                times: 0,
+            }
+        }
+
+        /// The states at the `saves`, by the engine.
+        fn run(&self, scheme: &Scheme, way: Way, grid: &[f64], saves: &[f64]) -> Vec<Vec<f64>> {
+            let mut system = self.system();
+            let path = path(self.rows, self.layout.channels(self.row), self.first);
+            let y = vec![0.25; self.rows * self.row];
+            let Ok(run) = Run::new(&mut system, scheme, self.layout, self.row, saves, y);
+            let goal = Adaptive {
+                to: *grid.last().unwrap_or(&0.0),
+                tolerance: Tolerance { rtol: 0.0, atol: 0.05 },
+                first_step: 0.3,
+                max_steps: 10_000,
+                gains: [1.0, 0.0, 0.0],
+                order: 1.0,
+            };
+            let Ok(outcome) = match way {
+                Way::Fixed => run.fixed(grid, path),
+                Way::Reversible => run.reversible(grid, path),
+                Way::Adaptive => run.adaptive(grid[0], &goal, path),
+            };
+            assert_eq!(outcome.status, Status::Done);
+            let mut states = system.saved;
+            states.push(outcome.y);
+            states
+        }
+
+        /// The same in closed form.
+        fn exact(&self, from: f64, t: f64) -> Vec<f64> {
+            let channels = self.layout.channels(self.row);
+            let path = path(self.rows, channels, self.first);
+            let (start, end) = (motion(&path, from), motion(&path, t));
+            let system = self.system();
+            let state = |i: usize| {
+                let (r, e) = (i / self.row, i % self.row);
+                let w = |c: usize| end[r * channels + c] - start[r * channels + c];
+                let kick = match self.layout {
+                    Layout::Diagonal => system.diffusion[i] * w(e),
+                    Layout::Scalar => system.diffusion[i] * w(0),
+                    Layout::Matrix(m) => (0..m).map(|c| system.diffusion[i * m + c] * w(c)).sum(),
+                };
+                0.25 + (t - from) * system.drift[i] + kick
+            };
+            (0..self.rows * self.row).map(state).collect()
+        }
+    }
+
+    fn case() -> impl Strategy<Value = Case> {
+        let layout = prop_oneof![
+            Just(Layout::Diagonal),
+            Just(Layout::Scalar),
+            (1usize..4).prop_map(Layout::Matrix),
+        ];
+        (layout, 1usize..5, 1usize..6, any::<u32>()).prop_map(|(layout, rows, row, first)| Case {
+            layout,
+            rows,
+            row,
+            first,
+        })
+    }
+
+    fn grid() -> impl Strategy<Value = Vec<f64>> {
+        prop::collection::vec(SPAN.0..=SPAN.1, 2..30).prop_map(|mut grid| {
+            grid.sort_by(f64::total_cmp);
+            grid.dedup();
+            grid
+        })
+    }
+
+    fn close(a: &[f64], b: &[f64]) -> bool {
+        // Sums of up to 30 steps of a few terms of size one.
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-11)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever the scheme, the grid, the direction and the noise: dX = a dt + b dW is solved
+        /// exactly, at every output time.
+        #[test]
+        fn constant_coefficients_are_solved_exactly(
+            case in case(), scheme in scheme(), mut grid in grid(), reversible: bool, back: bool,
+        ) {
+            prop_assume!(grid.len() > 1);
+            if back {
+                grid.reverse();
+            }
+            let way = if reversible { Way::Reversible } else { Way::Fixed };
+            let saves: Vec<f64> = grid.iter().copied().step_by(2).collect();
+            let states = case.run(&scheme, way, &grid, &saves);
+            let end = grid[grid.len() - 1];
+            prop_assert_eq!(states.len(), saves.len() + 1);
+            for (state, &t) in states.iter().zip(saves.iter().chain([&end])) {
+                prop_assert!(close(state, &case.exact(grid[0], t)), "{:?} at {}", case.layout, t);
+            }
+        }
+
+        /// However often a step is refused, the path stays the same.
+        #[test]
+        fn refused_steps_draw_nothing_anew(
+            case in case(), ends in (SPAN.0..=SPAN.1, SPAN.0..=SPAN.1), mut scheme in scheme(),
+            size in 0.01f64..1.0,
+        ) {
+            prop_assume!((ends.0 - ends.1).abs() > 0.05);
+            // An error of the size of W, so that steps are refused now and then.
+            let slope = scheme.stages.len() - 1;
+            scheme.error = vec![Term { slope, basis: Basis::W, weight: size }];
+            let states = case.run(&scheme, Way::Adaptive, &[ends.0, ends.1], &[]);
+            prop_assert!(close(&states[0], &case.exact(ends.0, ends.1)));
+        }
+
+        #[test]
+        fn a_row_does_not_know_its_neighbours(
+            case in case(), scheme in scheme(), grid in grid(), reversible: bool,
+        ) {
+            prop_assume!(grid.len() > 1);
+            let way = if reversible { Way::Reversible } else { Way::Fixed };
+            let whole = case.run(&scheme, way, &grid, &[]).remove(0);
+            for r in 0..case.rows {
+                let first = case.first.wrapping_add(r as u32);
+                let alone = Case { rows: 1, first, ..case };
+                let state = alone.run(&scheme, way, &grid, &[]).remove(0);
+                prop_assert_eq!(&whole[r * case.row..(r + 1) * case.row], &state[..]);
+            }
+        }
+    }
 }
