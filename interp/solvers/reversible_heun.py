@@ -26,7 +26,7 @@ from .gradients import carried, leaves_of, pulled
 from .plan import Engine, Plan, Request, pose
 from .problem import NoiseKey, Observer, Problem, Report
 from .recurrence import noise_key
-from .stochastic import drift_of, noise_of, require_calculus, require_saves_on
+from .stochastic import drift_of, native_drift, noise_of, require_calculus, require_saves_on
 from .torch_backend.run import Run, bad_rows, finite
 from .torch_backend.stochastic import Noise
 
@@ -44,6 +44,7 @@ def reversible_heun(
     problem = pose(
         x, x, request.saves, drift_of(term, request.cond), term.exact_time, request.backend
     )
+    problem.native = native_drift(term, x, request)
     problem.diffusion, problem.channels = noise.field, noise.channels
     problem.observer = observer
     key = noise_key(term, x, grid, request)

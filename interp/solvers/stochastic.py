@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..arguments import host, transforming, whole
 from ..errors import OptionError, Unsupported
+from ..native import NativeField
 from ..terms import SDE, Cond, Field, PathSDE
 from ..terms.model import NEGLIGIBLE
 from ..views import NOISE_LIKE
 from . import rust_backend, stochastic_tableaus, torch_backend
 from .euler_maruyama import euler_maruyama as recurrence
-from .plan import Engine, Plan, Request, pose
+from .plan import Engine, Plan, Request, native, pose
 from .problem import Observer, Problem
 from .recurrence import noise_key
 from .stochastic_tableaus import Scheme
@@ -86,6 +87,7 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         if stop != request.ends[1]:
             saves = [s for s in saves if s != request.ends[1]]
         problem = pose(x, x, saves, field, term.exact_time, request.backend)
+        problem.native = native_drift(term, x, request)
         problem.diffusion, problem.channels = noise.field, noise.channels
         problem.correction = _correction(noise.field)
         problem.observer = observer
@@ -161,6 +163,12 @@ def drift_of(term: SDE | PathSDE, cond: Cond) -> Field:
     if isinstance(term, SDE) or not term.exponential:
         return term.drift_field(cond)
     return term.explicit_drift(cond)
+
+
+def native_drift(term: SDE | PathSDE, x: Tensor, request: Request) -> NativeField | None:
+    """The same without Python, where it can be had."""
+    form = term.explicit_affine() if isinstance(term, PathSDE) else term.affine()
+    return None if form is None else native(term, x, request, form)
 
 
 def _correction(g: Field) -> Field:

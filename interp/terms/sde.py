@@ -29,6 +29,7 @@ from .model import (
     Field,
     Model,
     PathTerm,
+    Readings,
     bound,
     check_callable,
     check_start,
@@ -228,6 +229,21 @@ class PathSDE(PathTerm):
             return v + weighted
 
         return drift
+
+    def explicit_affine(self) -> Affine | None:
+        """The same as one call of the model between numbers; None where it takes more."""
+        if not self.exponential or self.path.element:
+            return None
+
+        def reads(times: list[float]) -> Readings:
+            t = host(times)
+            k, half = self.path.coefficients(t), self.eps(t) ** 2 / 2
+            (p, q), (r, s) = (views.weights(k, self.view, w) for w in ("velocity", "score"))
+            own = torch.zeros_like(t) if p is None else p
+            own = own if r is None else own + half * r
+            return readings(told(self.path, self.time, t), 1.0, q + half * s, own)
+
+        return Affine(self.model, reads)
 
     def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Velocity and score of a model that returns both."""

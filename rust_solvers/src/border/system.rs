@@ -190,16 +190,18 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
     }
 
     fn announce(&mut self, times: &[f64]) -> PyResult<()> {
-        if let Some(native) = &mut self.native {
-            return native.announce(times);
+        if self.native.is_none() || self.problem.diffusion.is_some() {
+            self.times = self.told(times)?.into();
         }
-        self.times = self.told(times)?.into();
-        Ok(())
+        self.native.as_mut().map_or(Ok(()), |native| native.announce(times))
     }
 
     fn slope(&mut self, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
         if let Some(native) = &mut self.native {
             self.py.check_signals()?;
+            if let Some(now) = self.times.pop_front() {
+                self.time.set(&[now])?; // for the diffusion
+            }
             let start = Instant::now();
             self.nfe += 1;
             let slope =
