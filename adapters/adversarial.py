@@ -28,8 +28,8 @@ from interp.arguments import real, spread, whole
 from interp.errors import OptionError
 
 from . import networks
-from .arguments import refuse, split
-from .protocol import Batch, Family, Losses, Objective, Optimizer, checked_shape
+from .arguments import checked_shape, refuse
+from .protocol import Batch, Family, Losses, Objective, Optimizer
 
 
 class GAN(Family):
@@ -110,13 +110,13 @@ class GAN(Family):
         optimizer = self.optimizer(step, total)
 
         def critic(batch: Batch, generator: Generator | None = None) -> Losses:
-            x, _ = split(batch, self.shape)
+            x, _ = self.split(batch)
             with torch.no_grad():
                 fake = self._fake(x, generator)
             return self.critic_loss(x, fake, generator)
 
         def generator(batch: Batch, generator: Generator | None = None) -> Losses:
-            fake = self._fake(split(batch, self.shape)[0], generator)
+            fake = self._fake(self.split(batch)[0], generator)
             return self.generator_loss(self.critic(fake))
 
         yield Objective("critic", tuple(self.critic.parameters()), critic, optimizer)
@@ -135,7 +135,7 @@ class GAN(Family):
         Neither has a slope in the other's parameters, so that descent on their sum is the simultaneous
         game; training takes turns, see `objectives`.
         """
-        x, _ = split(batch, self.shape)
+        x, _ = self.split(batch)
         fake = self._fake(x, generator)
         against = self.critic_loss(x, fake.detach(), generator)
         terms = against.values() if isinstance(against, Mapping) else [against]
@@ -156,7 +156,7 @@ class GAN(Family):
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """G(z) with the running statistics of its normalisation, so that rows do not see one another."""
         refuse(self.name, "reverse", options)
-        z, _ = split(z, (self.latent,))
+        z = self.points(z, (self.latent,))
         with networks.evaluating(self.generator):
             made: Tensor = self.generator(z)
         return made

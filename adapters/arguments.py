@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,18 +10,64 @@ import torch
 from torch import Tensor
 
 from interp import Interpolant, schedules
+from interp.arguments import require_finite
 from interp.errors import DataError, OptionError
 from interp.families import Batch
 
 _OWN = "own"
 
 
-def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """The points and the labels (None where there are none) of a ``batch``.
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of one data point.
 
     Raises:
-        DataError: no "x", points that are not floating or not of ``shape``, or labels that are
-            not one integer a row.
+        OptionError: no sizes, or one that is not positive.
+    """
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise OptionError(
+            f"shape is {shape!r}. Give the positive sizes of one data point, such as (1, 28, 28)."
+        )
+    return sizes
+
+
+def as_points(x: object, shape: Sequence[int], like: Tensor) -> Tensor:
+    """``x`` as points of ``shape`` in the dtype of ``like``, whatever its own floating one.
+
+    Raises:
+        DataError: no floating tensor, points of another shape, on another device than ``like``, or not
+            finite (names the first row).
+    """
+    if not isinstance(x, Tensor):
+        raise DataError(
+            f"the points of a batch are a {type(x).__name__}. Give a floating-point tensor."
+        )
+    if not x.is_floating_point():
+        raise DataError(
+            f"the points of a batch are {x.dtype}. Give floating-point tensors; images of bytes as "
+            "x / 127.5 - 1."
+        )
+    if x.ndim == 0 or tuple(x.shape[1:]) != tuple(shape):
+        raise DataError(
+            f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
+            f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
+        )
+    if x.device != like.device:
+        raise DataError(
+            f"the points of a batch are on {x.device} and the family on {like.device}. Bring both to one."
+        )
+    require_finite("x", x, DataError)
+    return x.to(like.dtype)
+
+
+def split(batch: Batch, shape: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The points, as `as_points`, and the labels (None where there are none) of a ``batch``.
+
+    Raises:
+        DataError: no "x", no rows, or labels that are not one integer a row.
     """
     if isinstance(batch, Mapping):
         if "x" not in batch:
@@ -28,14 +75,9 @@ def split(batch: Batch, shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         x, label = batch["x"], batch.get("label")
     else:
         x, label = batch, None
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"the points of a batch are {kind}. Give floating-point tensors.")
-    if tuple(x.shape[1:]) != tuple(shape):
-        raise DataError(
-            f"a batch has points of shape {tuple(x.shape[1:])} but the family was made for "
-            f"{tuple(shape)}. Give (rows, {', '.join(map(str, shape))})."
-        )
+    x = as_points(x, shape, like)
+    if len(x) == 0:
+        raise DataError("a batch has no rows, and a loss no mean over none. Give at least one.")
     if label is not None and not isinstance(label, Tensor):
         raise DataError(
             f"the labels of a batch are a {type(label).__name__}. Give a tensor of one integer a row."

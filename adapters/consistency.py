@@ -173,7 +173,7 @@ class Consistency(FewStep):
         self, batch: Batch, generator: Generator | None = None, progress: float = 0.5
     ) -> Tensor:
         """The loss of the recipe at ``progress`` in [0, 1] of its curriculum."""
-        x0, x1, cond = self.drawn(batch, generator)
+        x0, x1, cond = self.ends(batch, generator)
         t = self.regression.times.draw(len(x1), generator=generator, device=x1.device)
         z = self.latent(x1, generator)
         recipe = RECIPES[self.recipe]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -22,9 +23,8 @@ from interp import noise, schedules
 from interp.arguments import host, spread, whole
 from interp.errors import OptionError, UnknownName
 
-from .arguments import split
 from .path_family import Common, Label, PathFamily
-from .protocol import Batch, Losses
+from .protocol import Batch, ExactModel, Losses
 
 VARIANCES = ("fixedsmall", "fixedlarge", "learned")
 OBJECTIVES = ("simple", "vlb", "hybrid")
@@ -110,6 +110,11 @@ class DDPM(PathFamily):
         every = ("timesteps", list(range(self.steps - 1, -1, -1)))
         return {"method": "ddpm", "grid": every, "variance": _SIZES[self.variance]}
 
+    def exact(self) -> ExactModel:
+        """As every `PathFamily`; the bound is no regression of one view."""
+        exact = super().exact()
+        return exact if self.objective == "simple" else replace(exact, regression=None)
+
     @property
     def model(self) -> Any:
         """What terms and losses call: the network's prediction, without its variance."""
@@ -121,8 +126,7 @@ class DDPM(PathFamily):
         """L_simple, a scalar; or the terms of the objective by name."""
         if self.objective == "simple":
             return super().loss(batch, generator)
-        x1, label = split(batch, self.shape)
-        cond = {} if self.classes is None else self._cond(label, x1)
+        _, x1, cond = self.drawn(batch, generator)
         k = torch.randint(self.steps, (len(x1),), generator=generator, device=x1.device)
         n = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
         t = 1 - (k.double() + 1) / self.steps
@@ -191,7 +195,7 @@ class DDPM(PathFamily):
         Of the grey level that x is, where the family has ``levels`` (then ``-elbo / d / log 2`` is in
         bits a dimension), else of the density. Ho, Jain, Abbeel, eq. 5.
         """
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         cond, d = self._cond(label, x), math.prod(self.shape)
         last = torch.exp(self._log_abar[-1])
         # KL(N(sqrt(abar) x, 1 - abar) || N(0, 1)) at the last index.

@@ -41,7 +41,6 @@ from interp.solvers.catalogue import find
 from interp.terms import ODE, SDE
 
 from . import networks
-from .arguments import split
 from .networks.potential import potential, slope
 from .protocol import Batch, Family, Losses
 
@@ -195,7 +194,7 @@ class DiffFlow(Family):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """The denoiser's loss and the discriminator's, on particles run for this batch."""
-        x1, _ = split(batch, self.shape)
+        x1, _ = self.split(batch)
         t = torch.rand(len(x1), generator=generator, device=x1.device, dtype=x1.dtype)
         z = normal_like(x1, generator)
         score = mse_loss(self.noise_estimate(t, x1 + spread(self.sigma(t), x1) * z), z)
@@ -221,7 +220,7 @@ class DiffFlow(Family):
         return t, run.xs.flatten(0, 1)
 
     def _start(self, n: int, seed: int | None, first_row: int) -> Tensor:
-        like = next(self.parameters())
+        like = self.like
         return IsotropicNormal(self.sigma_max).sample(
             (n, *self.shape), seed=seed, first_row=first_row, dtype=like.dtype, device=like.device
         )
@@ -264,17 +263,17 @@ class DiffFlow(Family):
     @torch.no_grad()
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """Where the flow carries ``x`` from t = 1 back to 0."""
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         return solve(self.flow(), x, t=(1.0, 0.0), **options).x
 
     @torch.no_grad()
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """Where the flow carries ``z``, of scale sigma_max, from t = 0 to 1."""
-        z, _ = split(z, self.shape)
+        z = self.points(z)
         return solve(self.flow(), z, **options).x
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, **options: Any) -> Tensor:
         """The log density under the flow, nats: of data with the noise sigma_min left on them."""
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         return interp.log_prob(self.flow(), x, IsotropicNormal(self.sigma_max), **options)

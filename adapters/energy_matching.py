@@ -24,7 +24,7 @@ from interp.solvers import solve
 from interp.solvers.catalogue import find
 from interp.weights import Weight
 
-from .arguments import given, recorded, split
+from .arguments import given, recorded
 from .networks.potential import potential, slope
 from .protocol import Batch, Family, Losses
 
@@ -115,7 +115,7 @@ class EnergyMatching(Family):
         real("until", until, 1.0)
         whole("negatives", negatives, 2)
         whole("chain_steps", chain_steps, 1)
-        made, kind = potential(network, shape, width)
+        made, kind = potential(network, shape, width, constant=False)
         config = {
             "network": kind, "cutoff": cutoff, "contrast_share": contrast_share, **numbers,
             "negatives": negatives, "chain_steps": chain_steps, "until": until,
@@ -136,7 +136,9 @@ class EnergyMatching(Family):
 
     def energy(self, x: Tensor) -> Tensor:
         """V of each row: (rows,). -V / temperature is the log density of the data up to a constant."""
-        x, _ = split(x, self.shape)
+        return self._energy(self.points(x))
+
+    def _energy(self, x: Tensor) -> Tensor:
         value: Tensor = self.network(_ZERO.to(x), x)
         return value
 
@@ -146,7 +148,7 @@ class EnergyMatching(Family):
 
     def boltzmann(self, temperature: float | None = None) -> interp.Energy:
         """The law exp(-V / temperature), for chains and for arithmetic with others."""
-        return interp.Energy(self.energy, temperature or self.temperature)
+        return interp.Energy(self._energy, temperature or self.temperature)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """sqrt(2 eps(t))."""
@@ -175,12 +177,12 @@ class EnergyMatching(Family):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """The transport's loss, and in the second phase the contrast's."""
-        x1, _ = split(batch, self.shape)
+        x1, _ = self.split(batch)
         flow: Tensor = self.regression(self.velocity, x1, generator=generator)
         if not int(self.phase):
             return {"flow": flow}
         negatives = self._negatives(x1, generator)
-        gap = self.energy(x1).mean() - self.energy(negatives).mean()
+        gap = self._energy(x1).mean() - self._energy(negatives).mean()
         return {"flow": flow, "contrast": (self.contrast * gap).clamp(min=-self.clamp)}
 
     @torch.no_grad()
@@ -237,11 +239,11 @@ class EnergyMatching(Family):
     @torch.no_grad()
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """Where the flow dx/dt = -grad V carries ``x`` from t = 1 back to 0."""
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         return solve(interp.ODE(self.velocity), x, t=(1.0, 0.0), **options).x
 
     @torch.no_grad()
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """Where the flow dx/dt = -grad V carries ``z`` from t = 0 to 1."""
-        z, _ = split(z, self.shape)
+        z = self.points(z)
         return solve(interp.ODE(self.velocity), z, t=(0.0, 1.0), **options).x

@@ -7,6 +7,7 @@ mean velocity (X - x) / (r - t). A family here says what its network is regresse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp.arguments import spread
 from interp.errors import OptionError
-from interp.likelihood import dequantise
 from interp.solvers.catalogue import find
 from interp.solvers.torch_backend.run import load_forward_mode
 from interp.terms import PathMap, PathODE, PathSDE
 
-from .arguments import split
 from .path_family import Guidance, PathFamily, Told
-from .protocol import Batch
+from .protocol import Batch, ExactModel
 
 
 class FewStep(PathFamily):
@@ -101,17 +100,17 @@ class FewStep(PathFamily):
             filled["steps"] = 1 if method.kind == "map" else 50
         return filled
 
+    def exact(self) -> ExactModel:
+        """A map on the path, whose loss is no regression of a field's view."""
+        return replace(super().exact(), regression=None)
+
     # What the losses share
 
-    def drawn(
+    def ends(
         self, batch: Batch, generator: Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Base and data of a step, paired, and what the network is told: some labels hidden."""
-        x1, label = split(batch, self.shape)
-        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
-        if self.levels is not None and self.dequantises:
-            x1 = dequantise(x1, self.levels, generator)
-        cond = {} if self.classes is None else self._cond(label, x1)
+        x0, x1, cond = self.drawn(batch, generator)
         x0, x1, cond = self.regression.ends(x0, x1, cond, generator, x0 is not None)
         if "label" in cond:
             cond["label"] = self.some_hidden(cond["label"], generator)

@@ -24,7 +24,6 @@ from interp.errors import OptionError, UnknownName
 from interp.noise import normal_like
 
 from . import networks
-from .arguments import split
 from .networks.potential import potential, slope
 from .protocol import Batch, Family, Losses, Objective, Optimizer
 
@@ -157,7 +156,7 @@ class JKO(Family):
         """Where all maps, or the first ``steps`` of them, carry ``z``."""
         if options:
             raise UnknownName.of("option of jko's maps", next(iter(options)), ("steps",))
-        z, _ = split(z, self.shape)
+        z = self.points(z)
         count = len(self.networks)
         for network in self.networks[: count if steps is None else whole("steps", steps, 0, count)]:
             z = _moved(network, z)
@@ -207,7 +206,7 @@ class JKO(Family):
 
     def map_loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """E |y - x|^2 / (2 h) and the first variation of F at y; the critic's weights are constants."""
-        x1, _ = split(batch, self.shape)
+        x1, _ = self.split(batch)
         x, y = self._moved(x1, generator)
         cost = (y - x).flatten(1).square().sum(1).mean() / (2 * self.h)
         if self.critic is None:
@@ -219,7 +218,7 @@ class JKO(Family):
 
     def critic_loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """Of the discriminator, or of the semi-dual's potential; the map is a constant."""
-        x1, _ = split(batch, self.shape)
+        x1, _ = self.split(batch)
         with torch.no_grad():
             _, y = self._moved(x1, generator)
         assert self.critic is not None  # "mmd" has no such objective

@@ -11,6 +11,7 @@ density that the data would inherit: there is no log_prob.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +22,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from interp import families, training
-from interp.errors import OptionError, UnknownName
+from interp.errors import OptionError, UnknownName, Unsupported
 from interp.training import run
 
-from .arguments import split
+from .arguments import checked_shape
 from .networks import evaluating
-from .protocol import Batch, Family, Losses, Objective, checked_shape
+from .protocol import Batch, ExactModel, Family, Losses, Objective
 
 Named = str | Mapping[str, Any]
 
@@ -56,10 +57,6 @@ class LatentDiffusion(Family):
     """
 
     name = "latent_diffusion"
-    no_path = (
-        "its path is its prior's and lies in the latents of an autoencoder that is trained too. Compare "
-        "the priors, family.prior."
-    )
     verbs: ClassVar[Mapping[str, bool | str]] = {
         "forward": "ode",
         "reverse": "ode",
@@ -94,6 +91,12 @@ class LatentDiffusion(Family):
         latent = _latent_shape(first, shape)
         told = {"classes": classes, "lr": lr, "network": network}
         second = _made("prior", prior, latent, told)
+        if classes is not None and getattr(second, "classes", None) != classes:
+            known = getattr(second, "classes", None)
+            raise OptionError(
+                f"classes is {classes} and the prior {second.name} has {known or 'no'} labels. Leave classes "
+                "out (classes=null), or take a prior with as many."
+            )
         ready = ready if trained is None else bool(trained)
         options = {"name": second.name, **second.config}
         config = {
@@ -119,15 +122,35 @@ class LatentDiffusion(Family):
         declared = super().supports(verb)
         return declared and self.prior.supports(verb)
 
+    def exact(self) -> ExactModel:
+        """The prior's, in latents.
+
+        Raises:
+            Unsupported: a prior that is no interpolant.
+        """
+        options = {k: v for k, v in self.autoencoder.config.items() if k != "lr"}
+        space = f"latents of {self.autoencoder.name} {json.dumps(options, sort_keys=True)}"
+        return replace(self.prior.exact(), space=space)
+
+    def _require(self, verb: str) -> None:
+        if not self.prior.supports(verb):
+            others = ", ".join(families.having(verb))
+            raise Unsupported(
+                f"latent_diffusion has the {verb} of its prior, and {self.prior.name} has none. Take a prior "
+                f"that has it: {others}."
+            )
+
     # The verbs
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """The prior's noise of c E(x)."""
+        self._require("forward")
         with evaluating(self.autoencoder):
             return self.prior.forward(self.scale * self.autoencoder.forward(x), **options)
 
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """R(y / c) of the prior's y at the noise ``z``."""
+        self._require("reverse")
         return self._decoded(self.prior.reverse(z, **options))
 
     def sample(
@@ -173,16 +196,21 @@ class LatentDiffusion(Family):
     @torch.no_grad()
     def _latents(self, batch: Batch, generator: Generator | None) -> Batch:
         """The batch with c z in place of x, prepared as the prior wants it."""
-        x, label = split(batch, self.shape)
+        x, label = self.split(batch)
         with evaluating(self.autoencoder):
             z = self.autoencoder.encode(x, generator)
         if not self.scaled:
-            self.scale.copy_(1 / z.std().clamp(min=torch.finfo(z.dtype).tiny))
-            self.scaled.fill_(True)
+            self._estimate(z)
         latents = {"x": self.scale * z, **({} if label is None else {"label": label})}
         return (
             self.prior.prepare(latents, generator or _fresh(x)) if self.prior.prepares else latents
         )
+
+    def _estimate(self, z: Tensor) -> None:
+        """c of these latents; where they are all one number it is left to the next batch."""
+        if z.numel() > 1 and (std := z.std()) > 0:
+            self.scale.copy_(1 / std)
+            self.scaled.fill_(True)
 
     def after_step(self, step: int, total: int) -> None:
         """What the part in training does after its step."""
@@ -295,7 +323,7 @@ def _checked(role: str, made: object, wanted: Sequence[str]) -> Family:
 @torch.no_grad()
 def _latent_shape(autoencoder: Family, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a latent."""
-    like = next(autoencoder.parameters())
+    like = autoencoder.like
     x = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
     with evaluating(autoencoder):
         return tuple(autoencoder.forward(x).shape[1:])

@@ -93,7 +93,7 @@ class MeanFlow(FewStep):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The mean over rows of the weighted squared error."""
-        x0, x1, cond = self.drawn(batch, generator)
+        x0, x1, cond = self.ends(batch, generator)
         t, r = self._times(len(x1), generator, x1.device)
         z = self.latent(x1, generator)
         x, V = self.path.at(t, x0, x1, z), self.path.rate(t, x0, x1, z)

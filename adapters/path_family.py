@@ -18,7 +18,7 @@ import interp
 from interp.arguments import real
 from interp.base import IsotropicNormal
 from interp.couplings import couple
-from interp.errors import OptionError, UnknownName
+from interp.errors import DataError, OptionError, UnknownName
 from interp.likelihood import dequantise, level_width
 from interp.losses import Regression
 from interp.noise import normal_like
@@ -27,8 +27,8 @@ from interp.solvers.catalogue import find
 from interp.terms import PathMap, PathODE, PathSDE
 
 from . import networks
-from .arguments import check_label, given, recorded, split
-from .protocol import Batch, Family, checked_shape
+from .arguments import check_label, given, recorded
+from .protocol import Batch, ExactModel, Family
 
 Label = Tensor | Sequence[int] | int | None
 Guidance = float | Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -85,6 +85,7 @@ class PathFamily(Family):
         defaults: of the options in `Common`, by family.
         sampler: the options of `interp.solve` by which the family samples where nothing is asked.
         diffusion: the noise of its SDE, for methods that integrate SDEs; None where it must be told.
+        data_time: where runs that begin at data begin, 1 but for a network that knows no clean data.
         dequantises: whether training spreads grey levels over their width.
 
     Raises:
@@ -102,6 +103,7 @@ class PathFamily(Family):
     defaults: ClassVar[Common] = {}
     sampler: ClassVar[Mapping[str, Any]] = {"method": "heun", "steps": 32}
     diffusion: ClassVar[float | str | None] = None
+    data_time: float = 1.0
     dequantises: ClassVar[bool] = True
 
     def __init__(
@@ -126,7 +128,7 @@ class PathFamily(Family):
         loss = {name: options[name] for name in ("weight", "times", "coupling")}
         for option, value in loss.items():
             given(option, value)
-        if not 0 <= options["label_dropout"] < 1:
+        if not real("label_dropout", options["label_dropout"]) < 1:
             raise OptionError(
                 f"label_dropout is {options['label_dropout']}. Give a share in [0, 1)."
             )
@@ -137,8 +139,9 @@ class PathFamily(Family):
                 f"this path was built with gaussian_base=False, and {self.name} draws x0 ~ N(0, 1). "
                 "Build it with gaussian_base=True."
             )
-        shape = checked_shape(shape)  # before a network is made for it
         made, kind = networks.resolve(network, shape, classes, width, outputs, **(embedding or {}))
+        if precondition is not None:
+            interp.precondition(made, path, **precondition)  # what makes no sense is refused now
         config = {
             "network": kind, **own, "classes": classes, "width": width,
             "label_dropout": options["label_dropout"], "levels": levels,
@@ -152,12 +155,15 @@ class PathFamily(Family):
         self.prepares = 0 if options["coupling"] is None else 2
         self.label_dropout, self.levels = options["label_dropout"], levels
 
-    @property
-    def pairing(self) -> str:
-        """How noise and data are paired, as the family stands: "independent", or by which coupling."""
+    def exact(self) -> ExactModel:
+        """The view of the path under the coupling that its network is regressed on."""
         coupling = self.regression.coupling
-        independent = coupling is None or getattr(coupling, "name", "") == "independent"
-        return "independent" if independent else repr(coupling)
+        if getattr(coupling, "name", "") == "independent":
+            coupling = None
+        return ExactModel(
+            self.path, self.view, "independent" if coupling is None else repr(coupling), coupling,
+            self.regression, self.sampler, self.diffusion,
+        )  # fmt: skip
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -174,17 +180,28 @@ class PathFamily(Family):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The mean of w(t) |model(t, I_t, label) - target|^2 over rows and elements."""
-        x1, label = split(batch, self.shape)
-        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
+        x0, x1, cond = self.drawn(batch, generator)
         paired = x0 is not None
-        if self.levels is not None and self.dequantises:
-            x1 = dequantise(x1, self.levels, generator)
         if x0 is None and not self.path.gaussian_base:
             x0 = normal_like(x1, generator)
-        cond = {} if self.classes is None else self._cond(label, x1)
         model = self.hiding(self.model, generator)
         loss: Tensor = self.regression(model, x1, x0, cond=cond, generator=generator, paired=paired)
         return loss
+
+    def drawn(
+        self, batch: Batch, generator: Generator | None
+    ) -> tuple[Tensor | None, Tensor, dict[str, Tensor]]:
+        """The base's points where the batch brings some, the data, and what the model is told of them.
+
+        Where there are ``levels`` the data's are spread over their width.
+        """
+        x1, label = self.split(batch)
+        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
+        if x0 is not None and len(x0 := self.points(x0)) != len(x1):
+            raise DataError(f"x0 has {len(x0)} rows and x has {len(x1)}. Give as many of both.")
+        if self.levels is not None and self.dequantises:
+            x1 = dequantise(x1, self.levels, generator)
+        return x0, x1, {} if self.classes is None else self._cond(label, x1)
 
     def hiding(self, model: Callable[..., Any], generator: Generator | None) -> Callable[..., Any]:
         """``model`` as training calls it: some of the labels hidden."""
@@ -250,13 +267,13 @@ class PathFamily(Family):
 
     def start(self, n: int, seed: int | None = None, first_row: int = 0) -> Tensor:
         """Rows ``first_row ...`` of the numbered points that sampling starts from."""
-        like = next(self.parameters())
+        like = self.like
         shape = (n, *self.shape)
         return self.base.sample(shape, seed, first_row, dtype=like.dtype, device=like.device)
 
     def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
-        """The noise that the flow carries to ``x``: from t = 1 to 0, by dopri5 unless told."""
-        return self._solve(self.term(), x, label, t=(1.0, 0.0), **options)
+        """The noise that the flow carries to ``x``: from the data's time to 0, by dopri5 unless told."""
+        return self._solve(self.term(), x, label, **{"t": (self.data_time, 0.0), **options})
 
     def reverse(self, z: Tensor, *, label: Label = None, **options: Any) -> Tensor:
         """The data that the flow carries ``z`` to: from t = 0 to 1, by dopri5 unless told."""
@@ -267,9 +284,9 @@ class PathFamily(Family):
         """The log density of each row of ``x`` by the flow, nats: see `interp.log_prob`."""
         if not self.supports("log_prob"):
             raise self._unsupported("log_prob")
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         term = self.term()
-        options = {"base": self.base, **options}
+        options = {"base": self.base, "t": (self.data_time, 0.0), **options}
         return interp.log_prob(term, x, cond=self._cond(label, x), **options)
 
     def term(
@@ -321,7 +338,7 @@ class PathFamily(Family):
 
     @torch.no_grad()
     def _solve(self, term: Any, x: Tensor, label: Label, **options: Any) -> Tensor:
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         return solve(term, x, cond=self._cond(label, x), **options).x
 
     def _cond(self, label: Label, x: Tensor) -> dict[str, Tensor]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Generator, Tensor, nn
 
 from interp import families, noise
+from interp.arguments import real
 from interp.errors import OptionError, UnknownName, Unsupported
-from interp.families import VERBS, Batch, Losses, Objective, Optimizer
+from interp.families import VERBS, Batch, ExactModel, Losses, Objective, Optimizer
 from interp.likelihood import bits_per_dim, dequantise
 
-__all__ = ["Batch", "Family", "Losses", "Objective", "Optimizer"]
+from .arguments import as_points, checked_shape, split
+
+__all__ = ["Batch", "ExactModel", "Family", "Losses", "Objective", "Optimizer"]
 
 
 class Family(nn.Module):
@@ -44,15 +48,15 @@ class Family(nn.Module):
     verbs: ClassVar[Mapping[str, bool | str]] = {}
     solver_options: ClassVar[tuple[str, ...]] = ("method", "steps")
     """What of a solver `sample` can be told; the command line leaves out what it cannot, and says so."""
-    no_path: ClassVar[str] = ""
-    """Why the family is no interpolant of its data, for `interp.equivalence`; "" where it is one."""
+    no_path: ClassVar[str] = "it has no path of points between noise and data."
+    """Why a family that has no `exact` model of a path is none."""
 
     def __init__(
         self, shape: Sequence[int], config: Mapping[str, Any] | None = None, *, lr: float = 1e-3
     ) -> None:
         super().__init__()
         self.shape = checked_shape(shape)
-        if not (lr > 0 and math.isfinite(lr)):
+        if real("lr", lr) == 0:
             raise OptionError(f"lr is {lr}. Give a positive learning rate, such as 1e-3.")
         self.lr = lr
         self.config: Mapping[str, Any] = {"shape": list(self.shape), **(config or {}), "lr": lr}
@@ -112,6 +116,28 @@ class Family(nn.Module):
         spread = dequantise(x, self.levels, generator)
         return bits_per_dim(self.log_prob(spread, **options), self.shape, self.levels)
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the weights' dtype and device, or the buffers'; torch's default without any."""
+        known = itertools.chain(self.parameters(), self.buffers())
+        return next((one for one in known if one.is_floating_point()), torch.empty(0))
+
+    def points(self, x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """``x``, points of the family's shape or of ``shape``, in the dtype of the weights.
+
+        Raises:
+            DataError: what cannot be such points; see `adapters.arguments.as_points`.
+        """
+        return as_points(x, self.shape if shape is None else shape, self.like)
+
+    def split(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The points of a ``batch``, at least one, as `points`, and its labels, None without.
+
+        Raises:
+            DataError: what cannot be a batch; see `adapters.arguments.split`.
+        """
+        return split(batch, self.shape, self.like)
+
     def normals(
         self, n: int, seed: int | None, first_row: int = 0, shape: Sequence[int] | None = None
     ) -> Tensor:
@@ -119,7 +145,7 @@ class Family(nn.Module):
 
         Of a point's shape, or of ``shape``.
         """
-        like = next(self.parameters())
+        like = self.like
         return noise.normal(
             (n, *(self.shape if shape is None else shape)), seed=seed, first_row=first_row,
             dtype=like.dtype, device=like.device,
@@ -138,6 +164,14 @@ class Family(nn.Module):
         if verb not in VERBS:
             raise UnknownName.of("verb", verb, VERBS)
         return self.verbs.get(verb, False)
+
+    def exact(self) -> ExactModel:
+        """The path, the view and the pairs that make its exact model, for `interp.equivalence`.
+
+        Raises:
+            Unsupported: the family is no interpolant; says why.
+        """
+        raise Unsupported(f"{self.name or type(self).__name__} is no interpolant: {self.no_path}")
 
     def _unsupported(self, verb: str) -> Unsupported:
         others = ", ".join(name for name in families.having(verb) if name != self.name)
@@ -197,20 +231,3 @@ class Family(nn.Module):
         k = self.stages().index(self.stage(step, total))
         first, last = (-(-one * total // phases) for one in (k, k + 1))
         return step - first, max(1, last - first)
-
-
-def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The sizes of one data point.
-
-    Raises:
-        OptionError: no sizes, or one that is not positive.
-    """
-    try:
-        sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise OptionError(
-            f"shape is {shape!r}. Give the positive sizes of one data point, such as (1, 28, 28)."
-        )
-    return sizes

@@ -26,8 +26,8 @@ from interp.families import VERBS
 from interp.likelihood import dequantise, level_width
 
 from . import networks
-from .arguments import refuse, split
-from .protocol import Batch, Family, checked_shape
+from .arguments import checked_shape, refuse
+from .protocol import Batch, Family
 
 
 class RealNVP(Family):
@@ -97,7 +97,7 @@ class RealNVP(Family):
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """x = f^{-1}(z), layer by layer."""
         refuse(self.name, "reverse", options)
-        x, _ = split(z, self.shape)
+        x = self.points(z)
         for layer in reversed(list(self.couplings)):
             assert isinstance(layer, Coupling)
             x = layer.inverse(x)
@@ -114,7 +114,7 @@ class RealNVP(Family):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The mean of -log p(x) over rows, nats a dimension; grey levels spread over their cells."""
-        x, _ = split(batch, self.shape)
+        x, _ = self.split(batch)
         if self.levels is not None:
             x = dequantise(x, self.levels, generator)
         return -self.log_prob(x).mean() / math.prod(self.shape)
@@ -134,7 +134,7 @@ class RealNVP(Family):
 
     def _flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z and log |det dz/dx|, (rows,)."""
-        y, _ = split(x, self.shape)
+        y = self.points(x)
         log_det = y.new_zeros(len(y))
         if self.levels is not None:
             y, log_det = self._to_line(y)

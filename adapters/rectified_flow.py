@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -20,7 +21,7 @@ from interp.arguments import whole
 from interp.solvers import solve
 
 from .path_family import Common, PathFamily
-from .protocol import Batch, Optimizer
+from .protocol import Batch, ExactModel, Optimizer
 
 
 class RectifiedFlow(PathFamily):
@@ -60,11 +61,13 @@ class RectifiedFlow(PathFamily):
 
     phase: Tensor
 
-    @property
-    def pairing(self) -> str:
-        """As every family's in the first phase; then those that the flow of the phase before made."""
-        phase = int(self.phase)
-        return f"{self.stages()[phase]} of {super().pairing} pairs" if phase else super().pairing
+    def exact(self) -> ExactModel:
+        """As every `PathFamily` in the first phase; then on pairs that the flow of the one before made."""
+        phase, exact = int(self.phase), super().exact()
+        if not phase:
+            return exact
+        pairs = f"{self.stages()[phase]} of {exact.pairs} pairs"
+        return replace(exact, pairs=pairs, coupling=None)
 
     def stages(self) -> Sequence[str]:
         """The phases: "flow", then "reflow 1" ..., then "distil"."""
@@ -84,7 +87,7 @@ class RectifiedFlow(PathFamily):
         """The loss of the phase; after the first the batch says only how many rows."""
         if not int(self.phase):
             return super().loss(batch, generator)
-        x0, x1, label = self._drawn(batch, generator)
+        x0, x1, label = self._own_pairs(len(self.split(batch)[0]), generator)
         if self.distil and int(self.phase) == len(self.stages()) - 1:
             t = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
             found: Tensor = self.network(t, x0, **({} if label is None else {"label": label}))
@@ -93,11 +96,10 @@ class RectifiedFlow(PathFamily):
             {"x": x1, "x0": x0, **({} if label is None else {"label": label})}, generator
         )
 
-    def _drawn(
-        self, batch: Batch, generator: Generator | None
+    def _own_pairs(
+        self, rows: int, generator: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As many of the phase's pairs as the batch has rows."""
-        rows = len(batch if isinstance(batch, Tensor) else batch["x"])
+        """Some of the phase's pairs."""
         _, x0, x1, label = self._flown()
         at = torch.randint(self.pairs, (rows,), generator=generator, device=x0.device)
         return x0[at], x1[at], None if label is None else label[at]
@@ -105,7 +107,7 @@ class RectifiedFlow(PathFamily):
     @torch.no_grad()
     def _flown(self) -> tuple[int, Tensor, Tensor, Tensor | None]:
         """The pairs of the phase, made when they are first asked for."""
-        phase, like = int(self.phase), next(self.parameters())
+        phase, like = int(self.phase), self.like
         if self._made is None or self._made[0] != phase or self._made[1].device != like.device:
             x0 = self.normals(self.pairs, phase)
             label = None

@@ -29,6 +29,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -37,18 +38,18 @@ from torch import Generator, Tensor, nn
 import interp
 from interp import schedules
 from interp.arguments import real, spread, whole
+from interp.couplings import from_config
 from interp.errors import DataError, OptionError, UnknownName, Unsupported
-from interp.likelihood import dequantise
 from interp.noise import normal_like
 from interp.solvers import solve
 from interp.solvers.catalogue import find
 from interp.terms import PathODE, PathSDE
 
-from .arguments import split, within_labels
+from .arguments import within_labels
 from .bridge_matching import I2SB_SIGMA, drift_loss, i2sb_clock, score_loss, velocity_loss
 from .last_rows import LastRows
 from .path_family import Common, Guidance, Label, PathFamily
-from .protocol import Batch, Losses, Objective
+from .protocol import Batch, ExactModel, Losses, Objective
 
 METHODS = ("sf2m", "dsbm", "i2sb")
 BASES = ("normal", "samples", "pairs")
@@ -120,9 +121,8 @@ class SchroedingerBridge(PathFamily):
             "method": method, "sigma": given, "base": base, "iterations": iterations,
             "simulation_steps": simulation_steps,
         }  # fmt: skip
-        plan = {"name": "schroedinger_bridge", "sigma": self.sigma}
         coupled = method == "sf2m" and base != "pairs"
-        coupling = within_labels(plan, common.get("classes")) if coupled else None
+        coupling = within_labels(_plan(self.sigma), common.get("classes")) if coupled else None
         options: dict[str, Any] = {**common, "coupling": coupling}
         super().__init__(
             shape, network, path, own, outputs=2 if method == "sf2m" else 1, own_base=True,
@@ -136,6 +136,16 @@ class SchroedingerBridge(PathFamily):
         self.seen = None if base == "normal" else LastRows(self.shape)
         if self.seen is not None:
             self.prepares = 0  # an x0 that comes is not paired yet
+
+    def exact(self) -> ExactModel:
+        """The bridge: of given pairs, or of the entropic plan, at which "dsbm" stops moving too."""
+        exact = super().exact()
+        if self.ends == "pairs":
+            pairs, plan = "as given", None
+        else:
+            plan = from_config(within_labels(_plan(self.sigma), self.classes))
+            pairs = repr(plan) if self.ends == "normal" else f"{plan!r} of a base of samples"
+        return replace(exact, pairs=pairs, coupling=plan, regression=None, diffusion=self.sigma)
 
     # Training
 
@@ -178,23 +188,14 @@ class SchroedingerBridge(PathFamily):
         self, batch: Batch, generator: Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x0, x1 and the label, paired as the method begins."""
-        x1, label = split(batch, self.shape)
-        x0 = batch.get("x0") if isinstance(batch, Mapping) else None
-        if self.levels is not None:
-            x1 = dequantise(x1, self.levels, generator)
-        cond = {} if self.classes is None else self._cond(label, x1)
+        x0, x1, cond = self.drawn(batch, generator)
         paired = self.ends == "pairs" or (self.ends == "normal" and x0 is not None)
-        if x0 is not None:
-            split({"x": x0}, self.shape)
-            if len(x0) != len(x1):
-                raise DataError(f"x0 has {len(x0)} rows and x has {len(x1)}. Give as many of both.")
-        elif self.ends != "normal":
+        if x0 is None and self.ends != "normal":
             raise DataError(
                 f'this bridge was made with base={self.ends!r} and the batch has no "x0". Add the base '
                 'points beside "x", or make it with base="normal".'
             )
-        else:
-            x0 = normal_like(x1, generator)
+        x0 = normal_like(x1, generator) if x0 is None else x0
         if self.seen is not None and self.training:
             self.seen.add(x0)
         if paired:
@@ -392,3 +393,8 @@ class SchroedingerBridge(PathFamily):
                 f"{what} takes both drifts, and i2sb learns the one towards the data. Sample by an SDE "
                 'method such as euler_maruyama, or take method="sf2m" or "dsbm" with base="pairs".'
             )
+
+
+def _plan(sigma: float) -> dict[str, Any]:
+    """The config of the plan that a bridge has between its ends."""
+    return {"name": "schroedinger_bridge", "sigma": sigma}

@@ -95,7 +95,7 @@ class Shortcut(FewStep):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """The mean squared error of both kinds of rows."""
-        x0, x1, cond = self.drawn(batch, generator)
+        x0, x1, cond = self.ends(batch, generator)
         rows, device = len(x1), x1.device
         t = self.regression.times.draw(rows, generator=generator, device=device)
         u = torch.rand(3, rows, generator=generator, device=device, dtype=torch.float64)

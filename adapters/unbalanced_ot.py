@@ -29,9 +29,9 @@ from interp.errors import OptionError, UnknownName
 from interp.noise import fresh_seed, normal_like
 from interp.seeds import derive
 
-from .arguments import within_labels
+from .arguments import checked_shape, within_labels
 from .path_family import Common, PathFamily
-from .protocol import Batch, Losses, checked_shape
+from .protocol import Batch, Losses
 
 RELAXED = ("data", "both")
 _TRIES = 256  # then a point is kept as it is: one in exp(r) of 256 is as good as never reached
@@ -98,9 +98,10 @@ class UnbalancedOT(PathFamily):
         """The flow's regression; with a learned base by name, "flow" and "ratio"."""
         if self.ratio is None:
             return super().loss(batch, generator)
+        self.split(batch)  # before a plan is made of it
         if not (isinstance(batch, Mapping) and "x0" in batch):
             batch = self.prepare(batch, generator or torch.default_generator)
-        x0 = batch["x0"]
+        x0 = self.points(batch["x0"])
         kept, fresh = self.ratio(x0), self.ratio(normal_like(x0, generator))
         softplus = nn.functional.softplus
         ratio = softplus(-kept).mean() + softplus(fresh).mean()

@@ -24,9 +24,9 @@ from interp.errors import OptionError, UnknownName
 from interp.likelihood import dequantise, level_width
 
 from . import networks
-from .arguments import refuse, split
+from .arguments import checked_shape, refuse
 from .observations import Gaussian, Logistic
-from .protocol import Batch, Family, Losses, checked_shape
+from .protocol import Batch, Family, Losses
 
 
 class VAE(Family):
@@ -128,7 +128,7 @@ class VAE(Family):
 
     def loss(self, batch: Batch, generator: Generator | None = None) -> Losses:
         """{"reconstruction": -E_q log p(x|z), "kl": beta KL}, nats a dimension of x."""
-        x, _ = split(batch, self.shape)
+        x, _ = self.split(batch)
         if self.levels is not None and isinstance(self.observation, Gaussian):
             x = dequantise(x, self.levels, generator)
         z = noise.normal_like(x.new_empty(len(x), *self.latent), generator)
@@ -140,19 +140,19 @@ class VAE(Family):
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """The mean of q(z|x)."""
         refuse(self.name, "forward", options)
-        return self.posterior(split(x, self.shape)[0])[0]
+        return self.posterior(self.points(x))[0]
 
     @torch.no_grad()
     def encode(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """A draw of q(z|x)."""
-        mean, log_var = self.posterior(split(x, self.shape)[0])
+        mean, log_var = self.posterior(self.points(x))
         return mean + (0.5 * log_var).exp() * noise.normal_like(mean, generator)
 
     @torch.no_grad()
     def reverse(self, z: Tensor, **options: Any) -> Tensor:
         """The mean of p(x|z)."""
         refuse(self.name, "reverse", options)
-        x: Tensor = self.decoder(split(z, self.latent)[0])
+        x: Tensor = self.decoder(self.points(z, self.latent))
         return x
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class VAE(Family):
             options: none.
         """
         refuse(self.name, "log_prob", options)
-        x, _ = split(x, self.shape)
+        x = self.points(x)
         mean, log_var = self.posterior(x)
         weights = []
         for k in range(whole("samples", samples, 1)):

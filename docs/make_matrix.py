@@ -22,11 +22,13 @@ from interp.testing import perturbed
 
 HERE = Path(__file__).parent
 SHORT = {
-    "one": "one", "overlap": "ends", "map": "map", "pairs": "pairs", "curve": "curve", "base": "base",
+    "one": "one", "overlap": "ends", "map": "map", "maps": "maps", "space": "space",
+    "pairs": "pairs", "curve": "curve", "base": "base",
     "none": "",
 }  # fmt: skip
 COLOURS = {
-    "one": "#0072b2", "overlap": "#8fc1e3", "map": "#cc79a7", "pairs": "#e69f00", "curve": "#b9bec5",
+    "one": "#0072b2", "overlap": "#8fc1e3", "map": "#cc79a7", "maps": "#8f4f78", "space": "#dfe3e6",
+    "pairs": "#e69f00", "curve": "#b9bec5",
     "base": "#d5b99a", "none": "#f1f3f5",
 }  # fmt: skip
 
@@ -78,14 +80,12 @@ def ordered(names: Sequence[str]) -> list[str]:
     members = {name: made(name) for name in names}
 
     def key(name: str) -> tuple[bool, bool, str, bool, str]:
-        one = members[name]
-        path = None if getattr(one, "no_path", "") else getattr(one, "path", None)
-        if path is None:
+        alike = compare(members[name], members["flow_matching"])
+        exact = alike.models[0]
+        if exact is None:
             return True, False, "", False, name
-        paired = str(getattr(one, "pairing", "independent"))
-        alike = compare(one, members["flow_matching"])
-        independent = "" if paired == "independent" else paired
-        return False, not path.gaussian_base, independent, alike.relation == "map", name
+        paired = "" if exact.pairs == "independent" else exact.pairs
+        return False, not exact.path.gaussian_base, paired, alike.relation == "map", name
 
     return sorted(names, key=key)
 
@@ -240,7 +240,7 @@ def page(names: Sequence[str], pairs: Any, twins: Any) -> str:
 
 
 def _has_path(report: FamilyReport) -> bool:
-    return bool(report.views[0])
+    return report.models[0] is not None
 
 
 def _own_reason(name: str) -> str:

@@ -10,7 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from .errors import FieldError, OptionError, TimeError
+from .errors import FieldError, InterpError, OptionError, TimeError
 
 Time = float | Tensor
 """A float, a 0-d tensor, or a tensor of x's leading axes."""
@@ -133,6 +133,17 @@ def require_floating(**tensors: Tensor) -> None:
             raise OptionError(
                 f"{name} has dtype {tensor.dtype}. Give floating-point points, e.g. {name}.float()."
             )
+
+
+def require_finite(name: str, x: Tensor, error: type[InterpError] = OptionError) -> None:
+    """Refuse points (rows, ...) that are not finite, by an ``error`` that names the first row."""
+    if transforming() or bool(x.isfinite().all()):
+        return
+    bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten()
+    raise error(
+        f"{name} is not finite in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}. "
+        "Remove them."
+    )
 
 
 def require_same(**tensors: Tensor) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor
 
+    from .interpolant import Interpolant
+
 GROUP = "interp.families"
 VERBS = ("forward", "reverse", "loss", "sample", "log_prob")
 
@@ -80,6 +82,32 @@ class Objective:
         return self.loss(batch)
 
 
+@dataclass(frozen=True)
+class ExactModel:
+    """What a family is when nothing is left to learn: enough to put an exact law in place of its networks.
+
+    Attributes:
+        path: of the points between noise and data.
+        view: what its model is there, one of `interp.views.MAP_VIEWS`: a field's, or of a map between two
+            times "mean_velocity", or "point" where it knows the end t = 1 alone.
+        pairs: how noise and data are paired: "independent", or in words by what.
+        coupling: what pairs them, where it is told; None also where they are independent.
+        regression: its loss, where that is the regression of a view, an `interp.losses.Regression`.
+        sampler: the options of `interp.solve` by which it samples where nothing is asked.
+        diffusion: of the SDE that it samples by, for a method of that kind.
+        space: where the points lie, "data" or in words whose latents.
+    """
+
+    path: Interpolant
+    view: str
+    pairs: str = "independent"
+    coupling: Any = None
+    regression: Any = None
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    diffusion: Any = None
+    space: str = "data"
+
+
 @runtime_checkable
 class Family(Protocol):
     """What the trainer and the command line need of a family, which is also an ``nn.Module``.
@@ -107,6 +135,9 @@ class Family(Protocol):
 
     def supports(self, verb: str) -> bool | str:
         """False, or how the verb is done: "exact", "ode", "bound"."""
+
+    def exact(self) -> ExactModel:
+        """What it is when nothing is left to learn; `Unsupported` says why it is no interpolant."""
 
     def objectives(self, step: int, total: int) -> Iterable[Objective]:
         """What to minimise at ``step`` of ``total``, each evaluated after the step before it."""

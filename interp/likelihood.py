@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from . import solvers, terms
 from .adapted import Adapted
-from .arguments import host, require_floating, spread, transforming
+from .arguments import host, require_floating, spread, transforming, whole
 from .base import IsotropicNormal
 from .divergence import Field, WithDivergence, estimator
 from .errors import DataError, OptionError, Unsupported
@@ -308,11 +308,9 @@ def level_width(levels: int) -> float:
     """How far apart ``levels`` grey levels are on [-1, 1]: 2 / (levels - 1).
 
     Raises:
-        OptionError: fewer than two levels.
+        OptionError: fewer than two levels, or no whole number of them.
     """
-    if levels < 2:
-        raise OptionError(f"levels is {levels}. Give the number of grey levels, 2 or more.")
-    return 2 / (levels - 1)
+    return 2 / (whole("levels", levels, 2) - 1)
 
 
 def dequantise(x: Tensor, levels: int, generator: Generator | None = None) -> Tensor:

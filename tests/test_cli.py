@@ -269,6 +269,7 @@ BAD = [
     (["schedule", "RUN", "--objective", "error"], "Did you mean end_error"),
     (["evaluate", "RUN", "--data", "mnist"], "--data-root"),
     (["evaluate", "RUN", "--tolerance", "-1"], "rtol=-1"),
+    (["evaluate", "RUN", "-n", "0"], "-n is 0"),
     (["plot", "schedules", "lineer", "--out", "P"], "Did you mean linear"),
     (["plot", "schedules", "edm:sigma=1", "--out", "P"], "Did you mean sigma"),
     (["plot", "schedules", "edm:1", "--out", "P"], "edm:sigma_max=80"),
@@ -386,3 +387,10 @@ def test_a_family_without_a_solver_says_that_it_does_not_use_one(tmp_path, capsy
     assert "vae has no solver to choose: --solver heun is not used." in printed
     assert "--steps 20 is not used." in printed
     assert np.array_equal(rows["a"], rows["b"])
+    for more, why in (
+        (["--solver", "huen"], "Did you mean heun"),
+        (["--steps", 0], "--steps is 0"),
+        (["--label", 3], "vae was made without labels, and label 3 was asked for"),
+    ):
+        assert run("sample", out, "-n", 3, *more, "--out", tmp_path / "c") == 2
+        assert why in said(capsys)

@@ -236,7 +236,7 @@ def test_flow_matching_is_a_diffusion_at_another_speed_with_another_weight():
     ratio = (1 / rate) / (s**-2 * s * (1 - s) / 2)
     from interp.equivalence.measures import by_log_snr
 
-    found = by_log_snr(a, t) / by_log_snr(b, s)
+    found = by_log_snr(a.exact(), t) / by_log_snr(b.exact(), s)
     torch.testing.assert_close(found, ratio, rtol=1e-9, atol=0)
     assert report.loss_ratio > 2
 
@@ -306,6 +306,79 @@ def test_rectified_flow_is_flow_matching_until_it_reflows():
     assert "reflow 1 of independent pairs" in report.reason
 
 
+def test_a_map_to_the_end_is_a_map_between_any_two_times_at_the_end():
+    """For data N(m, s^2): f(x, sigma) = m + sqrt((s^2 + e^2) / (s^2 + sigma^2)) (x - m) on EDM's path, and
+    U(t, r, x) = (x_r - x) / (r - t) of the affine flow x_t = t m + sqrt(S_t) n on the straight one."""
+    m, s, e = 0.4, 0.6, 0.002
+    a, b = (adapters.create(n, (1,), width=8) for n in ("consistency", "meanflow"))
+    report = compare(a, b)
+    assert report.relation == "maps"
+    assert not report.equivalent
+    # Quantiles of a mixture by bisection to rounding, points near 1.
+    assert report.maps_apart < 1e-12
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    r, twins = (
+        torch.tensor(1 / (1 + end), dtype=torch.float64) for end in (e, e / 2)
+    )  # where sigma / beta = e on the straight path
+
+    def mean_velocity(t, r, x):
+        S = [(1 - u) ** 2 + u**2 * s**2 for u in (t, r)]
+        return (r * m + (S[1] / S[0]).sqrt() * (x - t * m) - x) / (r - t)
+
+    for t in (0.2, 0.5, 0.8):
+        sigma = a.path.noise_scale(t)
+        f = m + ((s**2 + e**2) / (s**2 + sigma**2)).sqrt() * (x - m)
+        there, scale = report.time_map(t), report.scale_map(t)
+        found = scale * x + (r - there) * mean_velocity(there, r, scale * x)
+        torch.testing.assert_close(found / report.scale_map(1.0), f, rtol=1e-9, atol=1e-9)
+        # The twin: a run that ends at half the noise, which is what the angle of the report says.
+        twin = scale * x + (twins - there) * mean_velocity(there, twins, scale * x)
+        assert float((twin / report.scale_map(1.0) - f).abs().max()) > 1e-4
+    whole = adapters.create("consistency", (1,), path="linear", width=8)
+    assert compare(whole, b).relation == "maps"
+    assert compare(whole, b).max_error < 1e-12  # the paths are one
+
+
+def test_the_ways_to_learn_a_bridge_are_one_where_their_pairs_are():
+    def bridge(**options):
+        return adapters.create("schroedinger_bridge", (2,), width=8, **options)
+
+    # Shi et al., 2303.16852, theorem 6: iterative fitting stops at the bridge that sf2m's plan is of.
+    assert compare(bridge(), bridge(method="dsbm")).equivalent
+    assert compare(bridge(), adapters.create("flow_matching", (2,), variant="sb_cfm")).equivalent
+    # I2SB's clock is a change of time.
+    pairs = bridge(base="pairs", sigma=0.7)
+    assert compare(bridge(method="i2sb", base="pairs", sigma=0.7), pairs).equivalent
+    # And no to other pairs, another base and another size.
+    assert compare(bridge(sigma=0.7), pairs).relation == "pairs"
+    assert compare(bridge(), bridge(base="samples")).relation == "pairs"
+    assert not compare(bridge(), bridge(method="dsbm", sigma=1.01)).equivalent
+
+
+def test_a_bound_is_no_regression_and_has_no_ratio():
+    simple, bound = (
+        adapters.create("ddpm", (2,), width=8, **options)
+        for options in ({}, {"variance": "learned", "objective": "vlb"})
+    )
+    report = compare(simple, bound)
+    assert report.equivalent
+    assert math.isnan(report.loss_ratio)
+    assert "that of ddpm is no regression" in str(report)
+
+
+def test_latents_are_compared_where_they_are_of_one_autoencoder():
+    def latents(prior, latent):
+        vae = {"name": "vae", "latent": latent, "width": 8}
+        return adapters.create("latent_diffusion", (2,), autoencoder=vae, prior=prior)
+
+    flow = latents("flow_matching", 2)
+    assert compare(flow, latents("rectified_flow", 2)).equivalent
+    assert compare(flow, latents("vp_sde", 2)).relation == "overlap"
+    assert compare(flow, latents("flow_matching", 1)).relation == "space"
+    assert compare(flow, adapters.create("flow_matching", (2,))).relation == "space"
+    assert "gan is no interpolant" in compare(latents("gan", 2), flow).reason
+
+
 def test_what_one_reads_of_the_table():
     report = compare(*(adapters.create(n, (2,), width=8) for n in ("flow_matching", "vp_sde")))
     assert report.relation == "overlap"
@@ -359,3 +432,14 @@ def test_the_command_line_compares(capsys, tmp_path):
     assert "meanflow is a family and linear a schedule" in capsys.readouterr().err
     assert main(["compare", "vpsde", "edm"]) == 2
     assert "vp_sde" in capsys.readouterr().err
+    assert main(["compare", "xyz", "edm"]) == 2
+    assert capsys.readouterr().err.count("edm,") == 1  # a family and a schedule, named once
+
+
+def test_the_command_line_compares_runs(capsys, tmp_path):
+    from interp.cli import main
+
+    family = adapters.create("flow_matching", (3,), width=8)
+    interp.train(family, torch.randn(8, 3), 1, tmp_path / "run", progress=False)
+    assert main(["compare", str(tmp_path / "run"), "rectified_flow"]) == 0
+    assert "one model in other clothes" in capsys.readouterr().out

@@ -184,5 +184,5 @@ def test_dequantisation_fills_each_levels_own_cell(levels, seed):
 def test_images_out_of_range_and_single_levels_are_refused():
     with pytest.raises(DataError, match="outside"):
         dequantise(torch.tensor([0.0, 255.0]), 256)
-    with pytest.raises(OptionError, match="levels is 1"):
+    with pytest.raises(OptionError, match="levels=1"):
         dequantise(torch.zeros(2), 1)

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from interp.arguments import whole
 from interp.errors import OptionError, UnknownName
 
+from ..arguments import checked_shape
 from .between import Dense, Level, between, several
 from .dit import DiT
 from .mlp import MLP
@@ -68,6 +70,10 @@ def resolve(
         OptionError: a shape, width or number of classes that the kind cannot have, or the config
             of a family whose network was the user's own.
     """
+    shape = checked_shape(shape)
+    for name, size in (("width", width), ("classes", classes)):
+        if size is not None:
+            whole(name, size, 1)
     if isinstance(network, nn.Module):
         return network, f"{_OWN}{type(network).__module__}.{type(network).__qualname__}"
     kind = default(shape) if network is None else network

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from interp.arguments import whole
 from interp.errors import OptionError, UnknownName
 
 from .conditioning import zero
@@ -65,8 +66,8 @@ def between(
         OptionError: "conv" where neither is an image, or images that cannot be halved into the other
             shape; a width below one.
     """
-    if width is not None and width < 1:
-        raise OptionError(f"a network has width {width}. Give a positive number.")
+    if width is not None:
+        whole("width", width, 1)
     if kind == "mlp":
         return Dense(source, target, width or 256)
     ends = [shape for shape in (source, target) if len(shape) == 3]

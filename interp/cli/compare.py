@@ -23,7 +23,7 @@ class Compare(Common):
     """
 
     a: tyro.conf.Positional[str]
-    """A family or a schedule of `interp list`, with options as in edm:sigma_max=20."""
+    """A family or a schedule of `interp list`, with options as in edm:sigma_max=20, or a run's folder."""
     b: tyro.conf.Positional[str]
     """Another of the same kind."""
     tol: float = 1e-6
@@ -45,17 +45,22 @@ class Compare(Common):
 
 
 def _pair(*specs: str) -> list[Any]:
-    """Two families where both names are of families, else two paths."""
+    """Two families, by name or as runs hold them, where both are such; else two paths."""
     from .. import families, schedules
+    from ..training import load
+    from ..training.run import exists
 
-    configs = [config(spec) for spec in specs]
+    runs = {spec: load(spec)[0] for spec in specs if exists(Path(spec))}
+    shape = next((run.shape for run in runs.values()), (2,))
+    configs = [{"name": spec} if spec in runs else config(spec) for spec in specs]
     names = [c["name"] for c in configs]
-    if all(name in families.available() for name in names):
-        return [families.create(c.pop("name"), (2,), **c) for c in configs]
-    known = (*families.available(), *schedules.names())
+    if all(name in runs or name in families.available() for name in names):
+        return [runs.get(c["name"]) or families.create(c.pop("name"), shape, **c) for c in configs]
+    known = {*families.available(), *schedules.names()}
     for name in names:
-        if name not in known:
-            raise UnknownName.of("family or schedule", name, known)
+        if name not in known and name not in runs:
+            hint = UnknownName.of("family or schedule", name, known)
+            raise UnknownName(f"{hint} Or give the folder of a run.")
     kinds = [name in schedules.names() for name in names]
     if not all(kinds):
         schedule, family = names if kinds[0] else names[::-1]

@@ -113,12 +113,15 @@ class Sample(Common):
 
     def run(self) -> None:
         """Sample."""
+        from ..solvers.catalogue import find
         from ..training import load
         from ..training.pictures import sample, write_samples
         from ..tuning import load as load_schedule
 
-        if self.n < 1:
-            raise OptionError(f"-n is {self.n}. Give a whole number, 1 or more.")
+        _positive("-n", self.n)
+        _positive("--steps", self.steps)
+        if self.solver is not None:
+            find(self.solver)  # a name that is none is refused by families without a solver too
         if self.grid is not None and (self.solver is not None or self.steps is not None):
             raise OptionError(
                 f"{self.grid} names a solver and its steps. Leave out --solver and --steps."
@@ -225,6 +228,7 @@ class Evaluate(Common):
         from ..training.evaluation import distances, likelihood
         from ..training.pictures import sample
 
+        _positive("-n", self.n)
         family, config = load(self.run_folder, self.device)
         spec = self.data or config["data"].get("name")
         if spec is None or (self.data is None and not data.has_test_split(spec)):
@@ -262,6 +266,12 @@ class Evaluate(Common):
         )
         for name, d in distances(samples, seen, held_out, self.seed).items():
             say(f"  {name:16s}{d.energy:9.4f}{d.sliced:9.4f}{d.copies:7.2f}")
+
+
+def _positive(flag: str, value: int | None) -> None:
+    """Refuse a number of things that is none."""
+    if value is not None and value < 1:
+        raise OptionError(f"{flag} is {value}. Give a whole number, 1 or more.")
 
 
 def _offered(factory: Any, images: Images) -> dict[str, Any]:

@@ -64,8 +64,8 @@ class Conditional(BatchCoupling):
         inner = cast(BatchCoupling, self.coupling)
         if labels is None:
             raise OptionError(
-                "the coupling is conditional but no labels are given. Call it with labels=, or take "
-                "its inner coupling."
+                "noise and data are paired within each label, and no labels are given. Add a 'label' to "
+                "the batch (labels= to a call of the coupling), or make the family without classes."
             )
         if self.weight is not None:
             beside = math.sqrt(self.weight) * _features(labels).to(x0.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..arguments import require_finite
 from ..errors import OptionError
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -64,15 +65,4 @@ def _reason(x0: Tensor, x1: Tensor, found: Tensor) -> str:
         f"the cost of row {i} of x0 and row {j} of x1 is {found[i, j].item()}. Give points of "
         f"smaller scale (the largest is {max(x0.abs().max().item(), x1.abs().max().item()):.3g}), "
         "or a finite cost."
-    )
-
-
-def require_finite(name: str, x: Tensor) -> None:
-    """Refuse with an `OptionError` points (rows, ...) that are not finite; names the first row."""
-    if bool(x.isfinite().all()):
-        return
-    bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten()
-    raise OptionError(
-        f"{name} is not finite in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}. "
-        "Remove them."
     )

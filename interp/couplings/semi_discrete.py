@@ -10,10 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from .. import seeds
-from ..arguments import require_floating, require_same, whole
+from ..arguments import require_finite, require_floating, require_same, whole
 from ..errors import OptionError
 from ..noise import check_seed, normal_like
-from .cost import require_finite
 from .coupling import Coupling, check, check_labels, take
 from .draws import uniform
 from .sinkhorn import positive

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import views
 from ..between import Between
-from ..errors import InterpError
 from ..exact import Gaussian, Mixture, Target
+from ..families import ExactModel
 from ..interpolant import Interpolant, Model
 from ..solvers import solve
 from ..solvers.catalogue import find
@@ -113,6 +113,31 @@ def _carried(change: Between, target: Mixture, t: float, r: float, adaptive: boo
     return float((there / change.scale(r) - here).abs().max())
 
 
+@torch.no_grad()
+def maps_apart(change: Between, mine: str, theirs: str) -> float:
+    """How far apart the exact maps to the end are, as points of the first; of a mixture on the line.
+
+    Each is taken in its own view, "point" or "mean_velocity", and told as a point by its own path.
+    """
+    target = Mixture([0.3, 0.7], [[-0.8], [0.6]], [0.05, 0.1])
+    low, high = change.interval
+    r, r_b = torch.tensor(high, dtype=torch.float64), change.time(high)
+    if (mine == "point" and high != 1) or (theirs == "point" and float(r_b) != 1):
+        return math.nan  # the end that one of them maps to is not on the other
+    errors = []
+    for t in (low + share * (high - low) for share in (0.3, 0.6, 0.9)):
+        x = target.marginal(change.path, t).sample(_ROWS, seed=1, dtype=torch.float64)
+        ends = []
+        for path, view, s, end, y in (
+            (change.path, mine, t, r, x),
+            (change.other, theirs, change.time(t), r_b, change.scale(t) * x),
+        ):
+            value = target.flow_map(path, view)(s, end, y)
+            ends.append(path.convert(value, view, "point", y, s, end))
+        errors.append(float((ends[1] / change.scale(high) - ends[0]).abs().max()))
+    return max(errors)
+
+
 def _time(path: Interpolant, log_snr: float) -> float:
     low, high = path.log_snr(0.0).item(), path.log_snr(1.0).item()
     return path.time_at_log_snr(min(max(log_snr, low), high)).item()
@@ -122,24 +147,23 @@ def _time(path: Interpolant, log_snr: float) -> float:
 
 
 @torch.no_grad()
-def sampled(family: Any) -> float:
-    """The W2 distance of what a family samples, by its own sampler, from data N(1/2, 1/4).
+def sampled(one: ExactModel) -> float:
+    """The W2 distance of what an exact model samples, by the family's sampler, from data N(1/2, 1/4).
 
     The sampler of a flow is affine for normal data: mean and deviation are read off two of its points.
     One with noise is run on 4096 rows, so that about 0.008 is chance. NaN for pairs that are not
     independent and a view that is not the velocity, whose exact model is no closed form.
     """
-    path, view = family.path, family.view
+    path, view, options = one.path, one.view, dict(one.sampler)
     target = Gaussian([MEAN], STD**2)
-    options = dict(family.sampler)
-    coupling = getattr(family.regression, "coupling", None)
-    model = exact(target, path, view)
-    if coupling is not None and view == "velocity":
-        model = target.velocity(path, coupling=coupling)
-    elif coupling is not None:
+    if one.pairs == "independent":
+        model = exact(target, path, view)
+    elif one.coupling is not None and view == "velocity":
+        model = target.velocity(path, coupling=one.coupling)
+    else:
         return math.nan
     if find(options["method"]).kind == "sde":
-        term: Any = path.sde(model, view, diffusion=family.diffusion)
+        term: Any = path.sde(model, view, diffusion=one.diffusion)
     else:
         term = path.ode(model, view)
     scale = path.base.scale
@@ -155,17 +179,18 @@ def sampled(family: Any) -> float:
 
 
 @torch.no_grad()
-def pairs_apart(a: Any, b: Any) -> float:
+def pairs_apart(a: ExactModel, b: ExactModel) -> float:
     """The difference of the exact velocities at t = 1/2 under the pairs of each, data N(1/2, 1/4).
 
     Its root mean square; NaN where a plan has no closed form.
     """
+    if any(one.coupling is None and one.pairs != "independent" for one in (a, b)):
+        return math.nan
     target = Gaussian([MEAN, MEAN], STD**2)
     t, found = 0.5, []
     x = target.marginal(a.path, t).sample(256, seed=0, dtype=torch.float64)
     for one in (a, b):
-        coupling = one.regression.coupling
-        found.append(target.velocity(a.path, coupling=coupling)(t, x))
+        found.append(target.velocity(a.path, coupling=one.coupling)(t, x))
     return float((found[0] - found[1]).square().mean().sqrt())
 
 
@@ -173,15 +198,11 @@ def pairs_apart(a: Any, b: Any) -> float:
 
 
 @torch.no_grad()
-def loss_ratio(a: Any, b: Any, change: Between) -> float:
+def loss_ratio(a: ExactModel, b: ExactModel, change: Between) -> float:
     """How far the weights of |n_model - n|^2 by log-SNR differ, up to a constant factor."""
     low, high = change.interval
     t = low + (high - low) * torch.linspace(0.002, 0.998, 999, dtype=torch.float64)
-    try:
-        here = by_log_snr(a, t)
-        there = by_log_snr(b, change.time(t))
-    except (InterpError, AttributeError):  # a loss that is no regression, or a law without density
-        return math.nan
+    here, there = by_log_snr(a, t), by_log_snr(b, change.time(t))
     counted = torch.ones_like(t, dtype=torch.bool)
     for w in (here, there):
         # What matters of a loss is where most of it is: in units of log-SNR, from its peak downwards.
@@ -190,9 +211,9 @@ def loss_ratio(a: Any, b: Any, change: Between) -> float:
     return float(ratio.max() / ratio.min()) if len(ratio) else math.inf
 
 
-def by_log_snr(family: Any, t: Tensor) -> Tensor:
+def by_log_snr(one: ExactModel, t: Tensor) -> Tensor:
     """w(t) p(t) / lambda'(t), w of the noise's squared error: the weight of a loss by log-SNR."""
-    regression = family.regression
+    regression = one.regression
     k = regression.path.coefficients(t)
     w = regression.weight.on(k, regression.view)
     w = torch.ones_like(t) if w is None else w

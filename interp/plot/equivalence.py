@@ -32,7 +32,8 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
     Raises:
         OptionError: two families of which neither has a path.
     """
-    pair = [getattr(one, "path", one) for one in (report.a, report.b)]
+    models = getattr(report, "models", (report.a, report.b))  # of families, or the paths themselves
+    pair = [getattr(one, "path", one) for one in models]
     names = [getattr(one, "name", "") or repr(one) for one in (report.a, report.b)]
     names = [name if len(name) <= 48 else name[:47] + "…" for name in names]
     drawn = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .. import families
+from ..equivalence.families import exact_model
 from ..errors import OptionError
 from ..interpolant import Interpolant
 
@@ -31,12 +33,15 @@ def perturbed(one: Any, by: float = 0.01) -> Any:
         raise OptionError(f"by={by!r}. Give a share in (0, 1), e.g. 0.01.")
     if isinstance(one, Interpolant):
         return _later(one, by)
-    path = getattr(one, "path", None)
-    if isinstance(path, Interpolant):
-        twin = copy.deepcopy(one)
-        twin.path = _later(path, by)
-        if isinstance(getattr(getattr(twin, "regression", None), "path", None), Interpolant):
-            twin.regression.path = twin.path
+    exact = exact_model(one)
+    if not isinstance(exact, str):
+        twin, later = copy.deepcopy(one), _later(exact.path, by)
+        if getattr(one, "path", None) is exact.path:
+            twin.path = later
+            if getattr(exact.regression, "path", None) is exact.path:
+                twin.regression.path = later
+        else:  # the path of a part of it
+            twin.exact = lambda: replace(exact, path=later, regression=None)
         return twin
     config = dict(one.config)
     for key, value in config.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from ..arguments import require_finite
 from ..errors import DataError, OptionError
 from ..families import Batch
 from ..seeds import derive, generator
@@ -55,6 +56,12 @@ def check_tensors(data: Tensor | Mapping[str, Tensor]) -> None:
     columns = {"x": data} if isinstance(data, Tensor) else data
     if "x" not in columns:
         raise DataError(f"the data have the keys {sorted(columns)} but no 'x'. Add the points.")
+    for name, column in columns.items():
+        if not isinstance(column, Tensor):
+            raise DataError(
+                f"{name} of the data is a {type(column).__name__}. Give a tensor, e.g. "
+                f"torch.as_tensor({name})."
+            )
     x = columns["x"]
     if not x.is_floating_point():
         raise DataError(f"x has dtype {x.dtype}. Give floating-point points, images in [-1, 1].")
@@ -66,12 +73,7 @@ def check_tensors(data: Tensor | Mapping[str, Tensor]) -> None:
     label = columns.get("label")
     if label is not None and not label.is_floating_point() and int(label.min()) < 0:
         raise DataError(f"a label is {int(label.min())}. Give labels from zero up.")
-    bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten()
-    if len(bad):
-        raise DataError(
-            f"x is not finite in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}. "
-            "Remove them."
-        )
+    require_finite("x", x, DataError)
 
 
 def _order(rows: int, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import noise, plot
+from ..errors import OptionError
 from ..families import Family
 from ..files import write_bytes
 from ..seeds import derive
@@ -38,11 +39,19 @@ def sample(
         label: one for all; None draws them by ``frequencies``, where the family has labels.
         batch_size: how many at once.
         options: of the family's ``sample``.
+
+    Raises:
+        OptionError: a label for a family without labels.
     """
-    labels = None
+    labels, classes = None, getattr(family, "classes", None)
+    if label is not None and classes is None:
+        raise OptionError(
+            f"{family.name} was made without labels, and label {label} was asked for. Leave it out, or "
+            "train a family with classes."
+        )
     if label is not None:
         labels = torch.full((n,), label)
-    elif (classes := getattr(family, "classes", None)) is not None:
+    elif classes is not None:
         labels = draw_labels(n, frequencies or [1.0] * classes, seed)
     chunks = []
     for first in range(0, n, batch_size):

@@ -90,7 +90,7 @@ def test_what_a_network_cannot_be_is_refused():
         networks.resolve("unet", (8,))
     with pytest.raises(OptionError, match="cannot be halved 2 times"):
         UNet((1, 10, 10), multipliers=[1, 2, 2])
-    with pytest.raises(OptionError, match="width 0"):
+    with pytest.raises(OptionError, match="width=0"):
         networks.resolve("mlp", (8,), width=0)
     own, name = networks.resolve(torch.nn.Identity(), (8,))
     assert isinstance(own, torch.nn.Identity)

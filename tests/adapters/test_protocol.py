@@ -12,7 +12,7 @@ from torch import nn
 
 import adapters
 import interp
-from adapters.arguments import as_path, check_label, split
+from adapters.arguments import as_path, check_label
 from adapters.protocol import Family, Objective, Optimizer
 from interp import families
 from interp.errors import DataError, OptionError, UnknownName, Unsupported
@@ -157,7 +157,7 @@ def test_parameters_that_a_step_does_not_use_stay_as_they_are():
 )
 def test_a_batch_that_makes_no_sense_is_refused(batch, message):
     with pytest.raises(DataError, match=message):
-        split(batch, (3,))
+        Five((3,)).split(batch)
 
 
 @pytest.mark.parametrize(

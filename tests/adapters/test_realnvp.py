@@ -146,7 +146,7 @@ def test_bits_are_counted_with_the_determinant_of_the_logit():
     [
         (OptionError, "margin is", {"margin": 0.5}),
         (OptionError, "layers=0", {"layers": 0}),
-        (OptionError, "levels is 1", {"levels": 1}),
+        (OptionError, "levels=1", {"levels": 1}),
         (OptionError, "width=0", {"width": 0}),
         (UnknownName, "mlp", {"network": "mpl"}),
         (OptionError, "images", {"network": "conv"}),

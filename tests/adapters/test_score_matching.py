@@ -74,9 +74,37 @@ def test_the_two_sliced_losses_differ_by_their_variance_alone():
 
 def test_annealed_samples_have_the_law_of_the_data():
     """Standard errors of 4000 numbers: .008 and .006."""
-    x = exact().sample(2000, seed=1)
+    x = exact().sample(2000, seed=1, steps=100)
     assert x.mean().item() == pytest.approx(M, abs=0.03)
     assert x.std().item() == pytest.approx(S, abs=0.03)
+
+
+def test_fewer_longer_steps_go_as_far_as_the_papers():
+    """N(M, 1/4) at the paper's levels, by the linear recursion of the variance and by samples."""
+    f = adapters.create("score_matching", (2,), Noise()).double()
+    widths = []
+    for steps, share in ((100, 0.2), (25, 0.8)):
+        variance = f.sigmas[-1] ** 2
+        for sigma in f.sigmas[::-1]:
+            for _ in range(steps):
+                kept = 1 - share * sigma**2 / (S**2 + sigma**2)
+                variance = kept**2 * variance + 2 * share * sigma**2
+        low = f.sigmas[0] ** 2
+        widths.append(math.sqrt(variance) * S**2 / (S**2 + low))
+    assert widths == pytest.approx([1.0145 * S, 1.0188 * S], rel=1e-4)
+    # A standard error of 8000 numbers is .8 %.
+    assert f.sample(4000, seed=1).std().item() == pytest.approx(widths[1], rel=0.025)
+
+
+def test_the_flow_begins_at_the_least_level_where_the_network_was_told_one():
+    """From N(M, S^2 + low^2) to N(0, high^2) and back: affine, of the ratio of the deviations."""
+    f = exact()
+    x, low, high = data(5), f.sigmas[0], f.sigmas[-1]
+    z = f.forward(x, rtol=1e-9, atol=1e-9)
+    ratio = math.sqrt((S**2 + high**2) / (S**2 + low**2))
+    torch.testing.assert_close(z, M + ratio * (x - M), rtol=1e-6, atol=1e-6)
+    expected = torch.distributions.Normal(0, high).log_prob(z).sum(1) + 2 * math.log(ratio)
+    torch.testing.assert_close(f.log_prob(x, rtol=1e-9, atol=1e-9), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -220,10 +220,10 @@ def test_training_finds_two_lines_that_a_gaussian_cannot():
         (OptionError, "scale of an observation", {"sigma": -1.0}),
         (OptionError, "beta=", {"beta": -1}),
         (OptionError, "shape is", {"latent": 0}),
-        (OptionError, "levels is 1", {"levels": 1}),
+        (OptionError, "levels=1", {"levels": 1}),
         (OptionError, "encoder, decoder", {"network": (nn.Identity(),)}),
         (OptionError, "networks of the user's own", {"network": "own:Encoder Decoder"}),
-        (OptionError, "width 0", {"width": 0}),
+        (OptionError, "width=0", {"width": 0}),
         (UnknownName, "latent", {"latents": 3}),
     ],
 )
