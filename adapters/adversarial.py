@@ -17,7 +17,7 @@ for the generator too, so that no critic step sees a batch twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,8 +28,24 @@ from interp.arguments import real, spread, whole
 from interp.errors import OptionError
 
 from . import networks
-from .arguments import checked_shape, refuse
+from .arguments import checked_shape, filled, refuse
 from .protocol import Batch, Family, Losses, Objective, Optimizer
+
+
+class Common(TypedDict, total=False):
+    """The options that all of these families take beside their own; None is the family's default.
+
+    Attributes:
+        latent: the size of z.
+        critic_steps: steps of the critic for each of the generator.
+        width: of networks made here.
+        lr: the learning rate of both.
+    """
+
+    latent: int | None
+    critic_steps: int | None
+    width: int | None
+    lr: float | None
 
 
 class GAN(Family):
@@ -39,13 +55,10 @@ class GAN(Family):
         shape: of one data point; images in [-1, 1], which a generator made here cannot leave.
         network: (generator, critic) of the user's own, from (rows, latent) to the data and from there to
             (rows, 1); or "conv", "mlp"; None is "conv" for images.
-        latent: the size of z; None is the family's default, as for all that follows.
-        critic_steps: steps of the critic for each of the generator.
-        width: of networks made here.
-        lr: the learning rate of both.
+        common: see `Common`; what is missing is the family's ``defaults``.
 
     Attributes:
-        defaults: latent, critic_steps, lr as published.
+        defaults: of the options in `Common`, as published.
         betas: of Adam.
         batch_norm: whether networks made here normalise batches.
     """
@@ -61,7 +74,7 @@ class GAN(Family):
         "loss": "exact",
         "sample": "exact",
     }
-    defaults: ClassVar[Mapping[str, Any]] = {"latent": 64, "critic_steps": 1, "lr": 2e-4}
+    defaults: ClassVar[Common] = {"latent": 64, "critic_steps": 1, "lr": 2e-4}
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     batch_norm: ClassVar[bool] = False
 
@@ -69,15 +82,13 @@ class GAN(Family):
         self,
         shape: Sequence[int],
         network: Sequence[nn.Module] | str | None = None,
-        latent: int | None = None,
-        critic_steps: int | None = None,
-        width: int | None = None,
-        lr: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        shape, fixed = checked_shape(shape), self.defaults
-        size = whole("latent", fixed["latent"] if latent is None else latent, 1)
-        turns = fixed["critic_steps"] if critic_steps is None else critic_steps
-        self.critic_steps = whole("critic_steps", turns, 1)
+        shape = checked_shape(shape)
+        given = {name: value for name, value in common.items() if value is not None}
+        options = filled(self.name, Common, {"width": None}, self.defaults, given)
+        size, width = whole("latent", options["latent"], 1), options["width"]
+        self.critic_steps = whole("critic_steps", options["critic_steps"], 1)
         norm = self.batch_norm
         makers = {
             "generator": lambda kind: _bounded(
@@ -89,7 +100,7 @@ class GAN(Family):
         config = {
             "network": kind, "latent": size, "critic_steps": self.critic_steps, "width": width,
         }  # fmt: skip
-        super().__init__(shape, config, lr=fixed["lr"] if lr is None else lr)
+        super().__init__(shape, config, lr=options["lr"])
         self.generator, self.critic, self.latent = generator, critic, size
 
     # Training
@@ -177,19 +188,16 @@ class DCGAN(GAN):
     """
 
     name = "dcgan"
-    defaults: ClassVar[Mapping[str, Any]] = {"latent": 100, "critic_steps": 1, "lr": 2e-4}
+    defaults: ClassVar[Common] = {"latent": 100, "critic_steps": 1, "lr": 2e-4}
     batch_norm: ClassVar[bool] = True
 
     def __init__(
         self,
         shape: Sequence[int],
         network: Sequence[nn.Module] | str | None = None,
-        latent: int | None = None,
-        critic_steps: int | None = None,
-        width: int | None = None,
-        lr: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(shape, network, latent, critic_steps, width, lr)
+        super().__init__(shape, network, **common)
         if network is None or isinstance(network, str):
             self.apply(_small)
 
@@ -201,26 +209,23 @@ class WGAN(GAN):
     that is left out.
 
     Args:
-        shape, network, latent, critic_steps, width, lr: as of `GAN`.
+        shape, network, common: as of `GAN`.
         clip: c, to which the critic's weights are cut after every step.
     """
 
     name = "wgan"
-    defaults: ClassVar[Mapping[str, Any]] = {"latent": 100, "critic_steps": 5, "lr": 5e-5}
+    defaults: ClassVar[Common] = {"latent": 100, "critic_steps": 5, "lr": 5e-5}
 
     def __init__(
         self,
         shape: Sequence[int],
         network: Sequence[nn.Module] | str | None = None,
-        latent: int | None = None,
-        critic_steps: int | None = None,
-        width: int | None = None,
-        lr: float | None = None,
         clip: float = 0.01,
+        **common: Unpack[Common],
     ) -> None:
         if real("clip", clip) == 0:
             raise OptionError("clip is 0, which leaves the critic no weights. Give 0.01 or so.")
-        super().__init__(shape, network, latent, critic_steps, width, lr)
+        super().__init__(shape, network, **common)
         self.clip, self.config = clip, {**self.config, "clip": clip}
 
     def critic_loss(self, x: Tensor, fake: Tensor, generator: Generator | None = None) -> Losses:
@@ -246,7 +251,7 @@ class WGANGP(GAN):
     """The critic's slope held near one between data and samples. Options as of `GAN`, and:
 
     Args:
-        shape, network, latent, critic_steps, width, lr: as of `GAN`.
+        shape, network, common: as of `GAN`.
         penalty: the weight of E (|grad D| - 1)^2, the norm over all elements of a row.
 
     Raises:
@@ -254,20 +259,17 @@ class WGANGP(GAN):
     """
 
     name = "wgan_gp"
-    defaults: ClassVar[Mapping[str, Any]] = {"latent": 128, "critic_steps": 5, "lr": 1e-4}
+    defaults: ClassVar[Common] = {"latent": 128, "critic_steps": 5, "lr": 1e-4}
     betas: ClassVar[tuple[float, float]] = (0.0, 0.9)
 
     def __init__(
         self,
         shape: Sequence[int],
         network: Sequence[nn.Module] | str | None = None,
-        latent: int | None = None,
-        critic_steps: int | None = None,
-        width: int | None = None,
-        lr: float | None = None,
         penalty: float = 10.0,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(shape, network, latent, critic_steps, width, lr)
+        super().__init__(shape, network, **common)
         self.penalty = real("penalty", penalty)
         self.config = {**self.config, "penalty": self.penalty}
         if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.critic.modules()):

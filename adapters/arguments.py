@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp import Interpolant, schedules
 from interp.arguments import require_finite
-from interp.errors import DataError, OptionError
+from interp.errors import DataError, OptionError, UnknownName
 from interp.families import Batch
 
 _OWN = "own"
@@ -131,6 +131,18 @@ def refuse(name: str, verb: str, options: Mapping[str, object]) -> None:
             f"{verb} of {name} has no option {option!r}: it solves nothing and knows no labels. Leave "
             "it out."
         )
+
+
+def filled(name: str, kind: type, *layers: Any) -> dict[str, Any]:
+    """The options of a TypedDict ``kind``, each of the last of ``layers`` that has it.
+
+    Raises:
+        UnknownName: one that is none of ``kind``; ``name`` is the family that has no such option.
+    """
+    options = {key: value for layer in layers for key, value in layer.items()}
+    if unknown := options.keys() - kind.__annotations__.keys():
+        raise UnknownName.of(f"option of {name}", unknown.pop(), kind.__annotations__)
+    return options
 
 
 def recorded(value: object) -> object:

@@ -217,13 +217,14 @@ class DDPM(PathFamily):
         seed: int | None = None,
         first_row: int = 0,
         label: Label = None,
+        x0: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """As every `PathFamily`; with a learned variance and no method told, by the learned steps."""
         if self.variance != "learned" or options:
-            return super().sample(n, seed=seed, first_row=first_row, label=label, **options)
+            return super().sample(n, seed=seed, first_row=first_row, label=label, x0=x0, **options)
         seed = noise.fresh_seed() if seed is None else seed
-        x = self.start(n, seed, first_row)
+        x = self._begun(n, seed, first_row, x0)
         self._check_conditions(label, 1.0)
         cond = self._cond(label, x)
         for index in range(self.steps - 1, -1, -1):

@@ -18,7 +18,7 @@ import interp
 from interp.arguments import real
 from interp.base import IsotropicNormal
 from interp.couplings import couple
-from interp.errors import DataError, OptionError, UnknownName
+from interp.errors import DataError, OptionError
 from interp.likelihood import dequantise, level_width
 from interp.losses import Regression
 from interp.noise import normal_like
@@ -27,7 +27,7 @@ from interp.solvers.catalogue import find
 from interp.terms import PathMap, PathODE, PathSDE
 
 from . import networks
-from .arguments import check_label, given, recorded
+from .arguments import check_label, filled, given, recorded
 from .protocol import Batch, ExactModel, Family
 
 Label = Tensor | Sequence[int] | int | None
@@ -121,9 +121,7 @@ class PathFamily(Family):
         embedding: Mapping[str, Any] | None = None,
         **common: Unpack[Common],
     ) -> None:
-        options: dict[str, Any] = {**_COMMON, **self.defaults, **common}
-        if unknown := options.keys() - _COMMON.keys():
-            raise UnknownName.of(f"option of {self.name}", unknown.pop(), _COMMON)
+        options = filled(self.name, Common, _COMMON, self.defaults, common)
         classes, levels, width = options["classes"], options["levels"], options["width"]
         loss = {name: options[name] for name in ("weight", "times", "coupling")}
         for option, value in loss.items():
@@ -227,9 +225,10 @@ class PathFamily(Family):
         label: Label = None,
         guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        x0: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """``n`` samples from `start`, by the flow or, where the method is one, by an SDE.
+        """``n`` samples from `start` or from ``x0``, by the flow or, where the method is one, by an SDE.
 
         Args:
             n: how many rows.
@@ -239,6 +238,7 @@ class PathFamily(Family):
             guidance: u + guidance (c - u) with c the velocity under the label and u without; or a function
                 of the model, such as ``lambda model: interp.guidance.posterior(model, family.path, ...)``.
             diffusion: of the SDE, where the method is for SDEs; None is the family's own.
+            x0: points at t = 0, as many as samples; None draws them.
             options: of `interp.solve`; those of ``sampler`` where no method is given, and as many
                 steps where a method that does not adapt is given without.
 
@@ -246,7 +246,7 @@ class PathFamily(Family):
             OptionError: labels or guidance for a model without labels, guidance without a label,
                 or no label for a model that never saw a hidden one.
         """
-        x0 = self.start(n, seed, first_row)
+        x0 = self._begun(n, seed, first_row, x0)
         self._check_conditions(label, guidance)
         options = self._sampler(options)
         kind = find(options["method"]).kind
@@ -270,6 +270,14 @@ class PathFamily(Family):
         like = self.like
         shape = (n, *self.shape)
         return self.base.sample(shape, seed, first_row, dtype=like.dtype, device=like.device)
+
+    def _begun(self, n: int, seed: int | None, first_row: int, x0: Tensor | None) -> Tensor:
+        """Where ``n`` samples begin."""
+        if x0 is None:
+            return self.start(n, seed, first_row)
+        if len(x0 := self.points(x0)) != n:
+            raise OptionError(f"x0 has {len(x0)} rows and n is {n}. Give as many rows as samples.")
+        return x0
 
     def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
         """The noise that the flow carries to ``x``: from the data's time to 0, by dopri5 unless told."""

@@ -322,10 +322,8 @@ class SchroedingerBridge(PathFamily):
 
         The other arguments are those of every `PathFamily`; ``diffusion`` is sigma where it is None.
         """
-        if x0 is not None and len(x0) != n:
-            raise OptionError(f"x0 has {len(x0)} rows and n is {n}. Give as many rows as samples.")
         self._check_conditions(label, guidance)
-        x0 = self.start(n, seed, first_row) if x0 is None else x0
+        x0 = self._begun(n, seed, first_row, x0)
         options = self._sampler(options) | {"seed": seed, "first_row": first_row}
         return self._travel(True, x0, label, guidance, diffusion, options)
 

@@ -137,6 +137,7 @@ class ScoreMatching(PathFamily):
         label: Label = None,
         guidance: Guidance = 1.0,
         diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        x0: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """``n`` samples by annealed Langevin dynamics, or by another method.
@@ -148,10 +149,10 @@ class ScoreMatching(PathFamily):
         if method != "annealed":
             return super().sample(
                 n, seed=seed, first_row=first_row, label=label, guidance=guidance,
-                diffusion=diffusion, **options,
+                diffusion=diffusion, x0=x0, **options,
             )  # fmt: skip
         self._check_conditions(label, guidance)
-        x = self.start(n, seed, first_row)
+        x = self._begun(n, seed, first_row, x0)
         term = self.term(guidance)
         cond, low = self._cond(label, x), self.sigmas[0]
 

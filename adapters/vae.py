@@ -38,7 +38,7 @@ class VAE(Family):
             latents (c, ...) one after the other, and z -> the mean of p(x|z); or "conv", "mlp"; None is
             "conv" for images.
         latent: the shape of z, or its size; None is 16, or as many as x has.
-        beta: 1 for the bound itself.
+        beta: 1 for the bound itself; None is the family's ``default_beta``.
         likelihood: "gaussian", N(decoder, sigma^2), or "logistic", over the cells of ``levels``.
         sigma: the scale of p(x|z); None to learn one for each element.
         levels: the number of grey levels of data on a grid over [-1, 1]: a Gaussian is then trained on
@@ -53,6 +53,7 @@ class VAE(Family):
     """
 
     name = "vae"
+    default_beta: ClassVar[float] = 1.0
     solver_options: ClassVar[tuple[str, ...]] = ()
     no_path = (
         "an encoder and a decoder lead between data and a latent in one step each, and a bound trains "
@@ -71,7 +72,7 @@ class VAE(Family):
         shape: Sequence[int],
         network: Sequence[nn.Module] | str | None = None,
         latent: int | Sequence[int] | None = None,
-        beta: float = 1.0,
+        beta: float | None = None,
         likelihood: str = "gaussian",
         sigma: float | None = None,
         levels: int | None = None,
@@ -79,6 +80,7 @@ class VAE(Family):
         lr: float = 2e-3,
     ) -> None:
         shape = checked_shape(shape)
+        beta = real("beta", self.default_beta if beta is None else beta)
         latent = min(16, math.prod(shape)) if latent is None else latent
         z = checked_shape(latent if isinstance(latent, Sequence) else (latent,))
         if likelihood not in ("gaussian", "logistic"):
@@ -96,7 +98,7 @@ class VAE(Family):
         }
         (encoder, decoder), kind = networks.several(network, shape, makers)
         config = {
-            "network": kind, "latent": list(z), "beta": real("beta", beta), "likelihood": likelihood,
+            "network": kind, "latent": list(z), "beta": beta, "likelihood": likelihood,
             "sigma": sigma, "levels": levels, "width": width,
         }  # fmt: skip
         super().__init__(shape, config, lr=lr)
@@ -219,17 +221,4 @@ class BetaVAE(VAE):
     """VAE with beta = 4: latents nearer to N(0, 1) and to one another's independence. As `VAE` else."""
 
     name = "beta_vae"
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        network: Sequence[nn.Module] | str | None = None,
-        latent: int | Sequence[int] | None = None,
-        beta: float = 4.0,
-        likelihood: str = "gaussian",
-        sigma: float | None = None,
-        levels: int | None = None,
-        width: int | None = None,
-        lr: float = 2e-3,
-    ) -> None:
-        super().__init__(shape, network, latent, beta, likelihood, sigma, levels, width, lr)
+    default_beta = 4.0

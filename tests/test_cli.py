@@ -147,6 +147,28 @@ def test_training_on_files_and_folders(tmp_path):
     assert (config["shape"], config["classes"], config["levels"]) == ([3, 8, 8], 2, 256)
 
 
+def test_a_bridge_of_pairs_is_trained_and_sampled_from_given_points(tmp_path, capsys):
+    """x = 2 x0 + 1, which 600 steps of I2SB learn to a tenth of the spread of the data."""
+    x0 = np.random.default_rng(0).normal(size=(256, 2)).astype(np.float32)
+    np.savez(tmp_path / "pairs.npz", x=2 * x0 + 1, x0=x0)
+    out = tmp_path / "bridge"
+    given = ["--data", tmp_path / "pairs.npz", "--steps", 600, "--out", out, "--ema", 0.9]
+    options = ["method=i2sb", "base=pairs", "width=32"]
+    words = [word for option in options for word in ("--set", option)]
+    assert run("train", "schroedinger_bridge", *given, *words) == 0
+    fresh = np.random.default_rng(1).normal(size=(40, 2)).astype(np.float32)
+    np.savez(tmp_path / "begin.npz", x0=fresh)
+    assert run("sample", out, "--x0", tmp_path / "begin.npz", "--out", tmp_path / "s") == 0
+    with np.load(tmp_path / "s" / "samples.npz") as arrays:
+        found = arrays["samples"]
+    assert found.shape == (40, 2)
+    inside = np.abs(2 * fresh + 1) < 1  # what samples.npz cuts to
+    assert np.abs(found - (2 * fresh + 1))[inside].mean() < 0.2
+    np.savez(tmp_path / "bad.npz", x=x0, x0=x0[:3])
+    assert run("train", "flow_matching", "--data", tmp_path / "bad.npz", *given[2:]) == 2
+    assert "x0" in said(capsys)
+
+
 def test_the_list_shows_families_and_solvers(capsys):
     assert run("list") == 0
     shown = capsys.readouterr().out

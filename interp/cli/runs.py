@@ -21,7 +21,8 @@ class Train(Common):
 
     Example: interp train flow_matching --data digits --steps 1000 --out run
 
-    A folder of images may have subfolders, one a label; an .npz holds "x" and, if need be, "label".
+    A folder of images may have subfolders, one a label; an .npz holds "x" and, if need be, "label" and,
+    for bridges between pairs, "x0".
     """
 
     family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")]
@@ -90,8 +91,10 @@ class Sample(Common):
     """A folder that `interp train` has written."""
     out: Path
     """Where to put grid.png and samples.npz, whose array "samples" is (n, c, h, w) in [-1, 1]."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """How many."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """How many; 16, or all that --x0 has."""
+    x0: Path | None = None
+    """An .npz file of the points to start from, its array "x0", or else as in `interp train`."""
     solver: str | None = None
     """A name from `interp list`; without it the family's own choice."""
     steps: int | None = None
@@ -114,7 +117,7 @@ class Sample(Common):
     def run(self) -> None:
         """Sample."""
         from ..solvers.catalogue import find
-        from ..training import load
+        from ..training import data, load
         from ..training.pictures import sample, write_samples
         from ..tuning import load as load_schedule
 
@@ -140,12 +143,17 @@ class Sample(Common):
                 say(
                     f"{family.name} has no solver to choose: {flag} {options.pop(name)} is not used."
                 )
+        n, x0 = self.n, None
+        if self.x0 is not None:
+            images = data.load(str(self.x0))
+            x0 = (images.x if images.x0 is None else images.x0)[:n].to(self.device)
+            n = len(x0)
         samples, labels = sample(
-            family, self.n, seed=self.seed, label=self.label,
+            family, n := 16 if n is None else n, seed=self.seed, label=self.label, x0=x0,
             frequencies=config["data"].get("label_frequencies"), batch_size=self.batch_size, **options,
         )  # fmt: skip
         write_samples(self.out, samples, labels)
-        say(f"{self.n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
+        say(f"{n} samples are in {self.out}: see grid.png; samples.npz holds the array.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ class Images:
         label: (n,) integers, or None.
         classes: how many labels there are, or None.
         levels: how many grey levels the images have, or None where that is not known.
+        x0: like x, where a bridge to each image begins, or None.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Images:
     label: Tensor | None = None
     classes: int | None = None
     levels: int | None = None
+    x0: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,7 +61,8 @@ class Images:
     @property
     def columns(self) -> dict[str, Tensor]:
         """As the trainer takes it."""
-        return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}
+        columns = {"x": self.x, "label": self.label, "x0": self.x0}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 def load(spec: str, root: str | Path | None = None, split: str = "train") -> Images:
@@ -69,7 +72,7 @@ def load(spec: str, root: str | Path | None = None, split: str = "train") -> Ima
         spec: "digits" (scikit-learn's 1797 handwritten digits, 8 x 8, 17 levels: 1500 to train on
             and 297 to test on), a torchvision set by name, a folder of images (its subfolders, if
             any, are the labels), or an .npz file with an array "x", or else its first array, and
-            perhaps "label".
+            perhaps "label", and "x0" of x's shape for what learns from pairs.
         root: where torchvision's sets are; None asks the environment variable INTERP_DATA_ROOT.
         split: "train" or "test".
 
@@ -203,6 +206,7 @@ def _npz(path: Path) -> Images:
                 raise DataError(f"{path} holds no array. Save the images as an array 'x'.")
             values = np.asarray(arrays["x" if "x" in names else names[0]])
             label = np.asarray(arrays["label"]) if "label" in names else None
+            start = np.asarray(arrays["x0"]) if "x0" in names else None
     except FileNotFoundError:
         raise DataError(f"{path} is not there. Check the path.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -210,15 +214,20 @@ def _npz(path: Path) -> Images:
             f"{path} cannot be read: {error}. Save it by numpy.savez with an array 'x' of numbers."
         ) from error
     x, levels = _as_images(path, values)
+    x0 = None if start is None else _as_images(path, start)[0]
+    if x0 is not None and x0.shape != x.shape:
+        raise DataError(
+            f"x0 in {path} is of shape {tuple(x0.shape)} and x of {tuple(x.shape)}. Give a point for each."
+        )
     if label is None:
-        return Images(str(path), x, levels=levels)
+        return Images(str(path), x, levels=levels, x0=x0)
     if label.shape != (len(x),) or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
         raise DataError(
             f"label in {path} is {label.dtype} of shape {label.shape} for {len(x)} rows. Give one "
             "integer a row, zero or more."
         )
     labels = torch.from_numpy(label.astype(np.int64))
-    return Images(str(path), x, labels, classes=int(label.max()) + 1, levels=levels)
+    return Images(str(path), x, labels, classes=int(label.max()) + 1, levels=levels, x0=x0)
 
 
 def _as_images(path: Path, values: NDArray[Any]) -> tuple[Tensor, int | None]:

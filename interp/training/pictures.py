@@ -27,6 +27,7 @@ def sample(
     frequencies: Sequence[float] | None = None,
     label: int | None = None,
     batch_size: int = 256,
+    x0: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """``n`` samples, in chunks that make up the whole run, and their labels.
@@ -38,6 +39,7 @@ def sample(
         frequencies: how often each label occurs; None makes all equally likely.
         label: one for all; None draws them by ``frequencies``, where the family has labels.
         batch_size: how many at once.
+        x0: the points that a family of paths starts from, as many; None leaves it to the family.
         options: of the family's ``sample``.
 
     Raises:
@@ -56,7 +58,8 @@ def sample(
     chunks = []
     for first in range(0, n, batch_size):
         rows = min(batch_size, n - first)
-        given = {} if labels is None else {"label": labels[first : first + rows]}
+        columns = {"label": labels, "x0": x0}
+        given = {k: v[first : first + rows] for k, v in columns.items() if v is not None}
         chunk = family.sample(rows, seed=seed, first_row=first, **given, **options)
         chunks.append(chunk.cpu())
     return torch.cat(chunks), labels
