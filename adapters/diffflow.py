@@ -32,7 +32,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 
 import interp
-from interp.arguments import real, spread, whole
+from interp.arguments import positive, real, spread, whole
 from interp.base import IsotropicNormal
 from interp.errors import OptionError
 from interp.noise import normal_like
@@ -104,8 +104,7 @@ class DiffFlow(Family):
             "drift": drift, "sigma_max": sigma_max, "sigma_min": sigma_min, "sigma_data": sigma_data,
         }  # fmt: skip
         for option, value in numbers.items():
-            if real(option, value) == 0:
-                raise OptionError(f"{option}=0 does not fit. Give a positive number.")
+            positive(option, value)
         if not sigma_min < sigma_max:
             raise OptionError(
                 f"sigma_min={sigma_min} is not below sigma_max={sigma_max}. Noise falls from the one to "

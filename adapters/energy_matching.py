@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 import interp
 from interp import schedules
-from interp.arguments import real, spread, whole
+from interp.arguments import positive, real, spread, whole
 from interp.errors import OptionError
 from interp.losses import Regression
 from interp.noise import normal_like
@@ -101,8 +101,7 @@ class EnergyMatching(Family):
             "temperature": temperature, "contrast": contrast, "step_size": step_size, "clamp": clamp,
         }  # fmt: skip
         for name, value in numbers.items():
-            if real(name, value) == 0:
-                raise OptionError(f"{name}=0 does not fit. Give a positive number.")
+            positive(name, value)
         if (
             not 0 < real("cutoff", cutoff) <= 1
             or not 0 <= real("contrast_share", contrast_share) < 1

@@ -20,7 +20,7 @@ from interp.solvers.catalogue import find
 from interp.solvers.torch_backend.run import load_forward_mode
 from interp.terms import PathMap, PathODE, PathSDE
 
-from .path_family import Guidance, PathFamily, Told
+from .path_family import Diffusion, Guidance, PathFamily, Told
 from .protocol import Batch, ExactModel
 
 
@@ -73,7 +73,7 @@ class FewStep(PathFamily):
     def term(
         self,
         guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        diffusion: Diffusion = None,
     ) -> PathODE | PathSDE:
         """The flow by the map's limit at r = t, or with ``diffusion`` an SDE."""
         flow = self.flow_map(1.0 if callable(guidance) else guidance).ode()

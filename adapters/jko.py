@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from interp.arguments import real, whole
+from interp.arguments import positive, real, whole
 from interp.errors import OptionError, UnknownName
 from interp.noise import normal_like
 
@@ -125,8 +125,8 @@ class JKO(Family):
                 f"functional={functional!r} has no semi-dual here. Give one of {sorted(_CONJUGATES)}, or "
                 "semi_dual=False."
             )
-        if h is not None and real("h", h) == 0:
-            raise OptionError("h=0 takes no step. Give a positive number.")
+        if h is not None:
+            positive("h", h)
         real("r1", r1)
         whole("maps", maps, 1)
         whole("critic_steps", critic_steps, 1)

@@ -35,6 +35,10 @@ Guidance = float | Callable[[Callable[..., Any]], Callable[..., Any]]
 """A scale, or what `interp.guidance` makes of the family's model."""
 
 
+Diffusion = float | str | Callable[[Tensor], Tensor] | None
+"""The size of an SDE's noise, None where it is the family's own."""
+
+
 class Common(TypedDict, total=False):
     """The options that every family of a path takes beside its own.
 
@@ -224,7 +228,7 @@ class PathFamily(Family):
         first_row: int = 0,
         label: Label = None,
         guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        diffusion: Diffusion = None,
         x0: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
@@ -248,7 +252,14 @@ class PathFamily(Family):
         """
         x0 = self._begun(n, seed, first_row, x0)
         self._check_conditions(label, guidance)
-        options = self._sampler(options)
+        told = {**self._sampler(options), "seed": seed, "first_row": first_row}
+        return self.carried(x0, label, guidance, diffusion, told)
+
+    def carried(
+        self, x0: Tensor, label: Label, guidance: Guidance, diffusion: Diffusion,
+        options: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """Where `sample` carries ``x0``; ``options`` are all of `interp.solve`."""
         kind = find(options["method"]).kind
         if kind == "sde":
             diffusion = self.diffusion if diffusion is None else diffusion
@@ -257,7 +268,7 @@ class PathFamily(Family):
                     f"{options['method']} integrates SDEs. Give diffusion=, the size of its noise."
                 )
         term = self.flow_map(guidance) if kind == "map" else self.term(guidance, diffusion)
-        return self._solve(term, x0, label, seed=seed, first_row=first_row, **options)
+        return self._solve(term, x0, label, **options)
 
     @property
     def base(self) -> IsotropicNormal:
@@ -300,7 +311,7 @@ class PathFamily(Family):
     def term(
         self,
         guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        diffusion: Diffusion = None,
     ) -> PathODE | PathSDE:
         """What the family integrates: the flow of its path, or with ``diffusion`` its SDE."""
         model: Callable[..., Any] = Told(self.model, self.view, self.time, self.path)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from interp import families, noise
-from interp.arguments import real
+from interp.arguments import positive
 from interp.errors import OptionError, UnknownName, Unsupported
 from interp.families import VERBS, Batch, ExactModel, Losses, Objective, Optimizer
 from interp.likelihood import bits_per_dim, dequantise
@@ -56,9 +56,7 @@ class Family(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = checked_shape(shape)
-        if real("lr", lr) == 0:
-            raise OptionError(f"lr is {lr}. Give a positive learning rate, such as 1e-3.")
-        self.lr = lr
+        self.lr = positive("lr", lr)
         self.config: Mapping[str, Any] = {"shape": list(self.shape), **(config or {}), "lr": lr}
         try:
             json.dumps(self.config)

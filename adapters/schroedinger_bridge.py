@@ -48,7 +48,7 @@ from interp.terms import PathODE, PathSDE
 from .arguments import within_labels
 from .bridge_matching import I2SB_SIGMA, drift_loss, i2sb_clock, score_loss, velocity_loss
 from .last_rows import LastRows
-from .path_family import Common, Guidance, Label, PathFamily
+from .path_family import Common, Diffusion, Guidance, Label, PathFamily
 from .protocol import Batch, ExactModel, Losses, Objective
 
 METHODS = ("sf2m", "dsbm", "i2sb")
@@ -272,7 +272,7 @@ class SchroedingerBridge(PathFamily):
     def term(
         self,
         guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
+        diffusion: Diffusion = None,
         towards: bool = True,
     ) -> PathODE | PathSDE:
         """The flow, or with ``diffusion`` an SDE, towards the data or (in s = 1 - t) the base."""
@@ -306,25 +306,11 @@ class SchroedingerBridge(PathFamily):
             return super().start(n, seed, first_row)
         return self.seen.draw(n, seed, first_row)
 
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int | None = None,
-        first_row: int = 0,
-        label: Label = None,
-        guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
-        x0: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """``n`` samples from `start`, or from the rows of ``x0``, by the bridge's SDE or its flow.
-
-        The other arguments are those of every `PathFamily`; ``diffusion`` is sigma where it is None.
-        """
-        self._check_conditions(label, guidance)
-        x0 = self._begun(n, seed, first_row, x0)
-        options = self._sampler(options) | {"seed": seed, "first_row": first_row}
+    def carried(
+        self, x0: Tensor, label: Label, guidance: Guidance, diffusion: Diffusion,
+        options: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """By the bridge's SDE or its flow; ``diffusion`` is sigma where it is None."""
         return self._travel(True, x0, label, guidance, diffusion, options)
 
     def forward(self, x: Tensor, *, label: Label = None, **options: Any) -> Tensor:
@@ -341,7 +327,7 @@ class SchroedingerBridge(PathFamily):
         return self._travel(True, z, label, 1.0, diffusion, {**usual, **options})
 
     def _travel(
-        self, towards: bool, x: Tensor, label: Label, guidance: Guidance, diffusion: Any,
+        self, towards: bool, x: Tensor, label: Label, guidance: Guidance, diffusion: Diffusion,
         options: Mapping[str, Any],
     ) -> Tensor:  # fmt: skip
         """A run towards the data, or towards the base."""

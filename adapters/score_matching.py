@@ -17,7 +17,7 @@ less 1. The minimiser is the score of the *smoothed* data: for N(m, s1^2) it is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -29,7 +29,7 @@ from interp.errors import OptionError, UnknownName
 from interp.noise import normal_like
 from interp.solvers import solve
 
-from .path_family import Common, Guidance, Label, PathFamily
+from .path_family import Common, Diffusion, Guidance, Label, PathFamily
 from .protocol import Batch
 
 OBJECTIVES = ("denoising", "sliced", "sliced_vr")
@@ -128,43 +128,31 @@ class ScoreMatching(PathFamily):
         data = self.model(t, x, **self._cond(label, x))
         return self.path.convert(data, "data", "score", x, t)
 
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int | None = None,
-        first_row: int = 0,
-        label: Label = None,
-        guidance: Guidance = 1.0,
-        diffusion: float | str | Callable[[Tensor], Tensor] | None = None,
-        x0: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """``n`` samples by annealed Langevin dynamics, or by another method.
+    def _sampler(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A grid is one of the path's times, which the chain has not."""
+        return super()._sampler({"method": "heun", **options} if "grid" in options else options)
 
-        The arguments are those of every `PathFamily`; for "annealed" ``steps`` at each level, ``step_size``
-        at the last, and denoise=False to leave out the last data estimate.
+    def carried(
+        self, x0: Tensor, label: Label, guidance: Guidance, diffusion: Diffusion,
+        options: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """By annealed Langevin dynamics, or by another method.
+
+        Options of "annealed" are ``steps`` at each level, ``step_size`` at the last, and denoise=False to
+        leave out the last data estimate.
         """
-        method = options.get("method", "heun" if "grid" in options else "annealed")
-        if method != "annealed":
-            return super().sample(
-                n, seed=seed, first_row=first_row, label=label, guidance=guidance,
-                diffusion=diffusion, x0=x0, **options,
-            )  # fmt: skip
-        self._check_conditions(label, guidance)
-        x = self._begun(n, seed, first_row, x0)
+        if options["method"] != "annealed":
+            return super().carried(x0, label, guidance, diffusion, options)
         term = self.term(guidance)
-        cond, low = self._cond(label, x), self.sigmas[0]
+        cond, low = self._cond(label, x0), self.sigmas[0]
 
         def slope(x: Tensor, sigma: float, **cond: Tensor) -> Tensor:
             return -term.as_view("score", self._time(sigma), x, cond)
 
-        given = {**self.sampler, "step_size": 0.8 * low**2, **options}
+        given = {"step_size": 0.8 * low**2, **options}
         denoise = given.pop("denoise", True)
-        chain = solve(
-            Energy(None, gradient=slope), x, cond=cond, seed=seed, first_row=first_row,
-            levels=self.sigmas[::-1], **given,
-        )  # fmt: skip
+        levels = self.sigmas[::-1]
+        chain = solve(Energy(None, gradient=slope), x0, cond=cond, levels=levels, **given)
         if not denoise:
             return chain.x
         with torch.no_grad():

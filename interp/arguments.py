@@ -191,6 +191,18 @@ def real(name: str, value: object, low: float = 0.0) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def positive(name: str, value: object) -> float:
+    """A finite number of any real type, above zero.
+
+    Raises:
+        OptionError: anything else.
+    """
+    number = real(name, value)
+    if number == 0.0:
+        raise OptionError(f"{name}={value!r} does not fit. Give a positive number.")
+    return number
+
+
 def like(result: object, x: Tensor, who: str) -> Tensor:
     """What a model or field returned, refused where it is no tensor like ``x``.
 

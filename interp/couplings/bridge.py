@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Generator, Tensor
 
-from ..arguments import Time, as_time, spread
+from ..arguments import Time, as_time, positive, spread
 from ..errors import OptionError, TimeError
 from .cost import costs, squared_distances
 from .coupling import BatchCoupling, Pairs
 from .draws import by_row
 from .exact import balanced
-from .sinkhorn import positive
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import positive
 from ..errors import OptionError
 from .coupling import BatchCoupling, Coupling, Pairs
 from .registry import from_config
-from .sinkhorn import positive
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
+from ..arguments import positive
 from ..errors import OptionError
 from .assignment import assign
 from .cost import Cost, costs, products, squared_distances
 from .coupling import BatchCoupling, Pairs
 from .draws import by_row
-from .sinkhorn import NotConverged, log_plan, positive
+from .sinkhorn import NotConverged, log_plan
 
 
 @dataclass(frozen=True)

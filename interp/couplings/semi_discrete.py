@@ -10,12 +10,11 @@ import torch
 from torch import Generator, Tensor
 
 from .. import seeds
-from ..arguments import require_finite, require_floating, require_same, whole
+from ..arguments import positive, require_finite, require_floating, require_same, whole
 from ..errors import OptionError
 from ..noise import check_seed, normal_like
 from .coupling import Coupling, check, check_labels, take
 from .draws import uniform
-from .sinkhorn import positive
 
 Sampler = Callable[[int, Generator], Tensor]
 """base(rows, generator) -> x0 (rows, ...), of the data's shape, dtype and device."""

@@ -15,9 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import real
-from ..errors import OptionError
-
 TOLERANCE = 1e-3
 """The largest mean relative error of a marginal; a batch of n draws shows 1 / sqrt(n)."""
 
@@ -107,15 +104,3 @@ def _translation(f: Tensor, g: Tensor, tau: tuple[float, float]) -> Tensor:
     """
     low, high = (torch.logsumexp(-p / end, 0) for p, end in zip((f, g), tau, strict=True))
     return (low - high) / (1.0 / tau[0] + 1.0 / tau[1])
-
-
-def positive(name: str, value: object) -> float:
-    """A finite number above zero.
-
-    Raises:
-        OptionError: anything else.
-    """
-    number = real(name, value)
-    if number == 0.0:
-        raise OptionError(f"{name}={value!r} does not fit. Give a positive number.")
-    return number

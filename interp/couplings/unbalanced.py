@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..arguments import real
+from ..arguments import positive, real
 from ..errors import OptionError
 from .assignment import assign
 from .cost import costs, products, squared_distances
 from .coupling import BatchCoupling, Pairs
 from .draws import by_row, jointly, permutation
-from .sinkhorn import NotConverged, log_plan, positive
+from .sinkhorn import NotConverged, log_plan
 
 _REG = 0.05  # of the mean cost: the default entropy, which blurs the plan little and converges fast
 
