@@ -8,7 +8,7 @@ plain torch loop on the same steps without a solver's checks, `compiled` the sam
 torch.compile(net). All run the same steps to the same numbers (checked); engines take turns and each
 figure is a median. `x` is how many times faster native is than the faster of solve and loop, and than
 compiled; `share` the part of its wall time that native spends in the field. --kernels times the steps
-in place beside the same in torch and the memory bandwidth.
+in place beside the same in torch and the memory bandwidth, and latents decoded to images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import interp
 from adapters.networks import DiT, UNet
-from interp.native import ddpm_step, flow_matching_step
+from interp.native import Decoder, ddpm_step, flow_matching_step
 from interp.solvers.catalogue import METHODS
 
 SEED = 0
@@ -160,6 +160,34 @@ def of_size(n: int, repeats: int) -> dict[str, object]:
     return {"n": n, "seconds": found, "roofline_s": roof}
 
 
+def decoders(repeats: int) -> list[dict[str, object]]:
+    """Latents of 4 x 8 x 8 decoded to images of 3 x 32 x 32, beside the same in torch."""
+    print("vae_decode, milliseconds (torch's)")
+    torch.manual_seed(SEED)
+    body = nn.Sequential(
+        nn.Conv2d(4, 64, 3, padding=1), nn.SiLU(), nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.SiLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1),
+    ).requires_grad_(False)  # fmt: skip
+    return [decoded(body, rows, repeats) for rows in (1, 16)]
+
+
+def decoded(body: nn.Module, rows: int, repeats: int) -> dict[str, object]:
+    """So many rows."""
+    z, scale = torch.randn(rows, 4, 8, 8), 0.18215
+    native, out = Decoder(body, z, scale=scale), torch.empty(rows, 3, 32, 32)
+    gap = float((native(z, out) - body(z / scale).clamp(-1, 1)).abs().max())
+    if gap > 1e-4:
+        raise SystemExit(f"decoded images of {rows} differ by {gap}")
+    runs: dict[str, Callable[[], float]] = {
+        "native": lambda: seconds(lambda: native(z, out)),
+        "torch": lambda: seconds(lambda: body(z / scale).clamp_(-1, 1)),
+    }
+    found = {key: median(v) for key, v in interleaved(runs, 5 * repeats, warmups=2).items()}
+    ours, theirs = found["native"], found["torch"]
+    print(f"rows = {rows:>3}: {ours * 1e3:8.3f} ({theirs * 1e3:8.3f})")
+    return {"rows": rows, "seconds": found, "times_torch": theirs / ours, "gap": gap}
+
+
 def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(
@@ -184,7 +212,9 @@ def main() -> None:
         shown = " ".join(f"{wall.get(c, math.nan) * 1e3:9.3f}" for c in columns)
         times = f"{line['times_eager']:8.2f} {line['times_compiled'] or math.nan:11.2f}"
         print(f"{name:8} {batch:>5} {method:7} {shown} {times} {line['share']:6.2f}", flush=True)
-    extra = {"kernels": kernels(given.repeats)} if given.kernels else {}
+    extra = {}
+    if given.kernels:
+        extra = {"kernels": kernels(given.repeats), "decoders": decoders(given.repeats)}
     path = write(given.name, ["torch", "interp"], SEED, rows=lines, **extra)
     print(f"milliseconds; written to {path}")
 

@@ -171,7 +171,7 @@ def cut(cond: Cond, rows: list[int], count: int) -> Cond:
 
 def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     """The clock at each time: one reading a time, so that equal times have equal readings."""
-    unique = sorted(set(times))
+    unique = list(dict.fromkeys(times))
     if at is None:
         return {t: t for t in unique}
     taus: list[float] = at.tau(host(unique)).tolist()
