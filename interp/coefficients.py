@@ -42,6 +42,12 @@ class Coefficients:
     sigma_dsigma: Tensor
     curve: Curve | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def at_rest(cls, t: Tensor, beta: Tensor, sigma: Tensor) -> Coefficients:
+        """A path at t as if it stood still: what views without slopes in their formulas need."""
+        none = torch.zeros_like(beta)
+        return cls(t, sigma, beta, *(none,) * 4, sigma, *(none,) * 5)
+
     @functools.cached_property
     def ddalpha(self) -> Tensor:
         """alpha''; the second derivatives are worked out when they are asked for."""

@@ -157,13 +157,17 @@ class Curve:
             )
         return Noising(-rate, squared.clamp(min=0).sqrt())
 
+    def levels(self, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """beta, sigma and log(beta / sigma) at t, float64, from one evaluation of each schedule."""
+        beta, sigma = self._beta_sigma(time := as_time(t))
+        lam = beta.log() - sigma.log()
+        if self._vanishes:
+            lam = torch.where(lam.isnan(), _log_snr_limit(self.coefficients(time)) / 2, lam)
+        return beta, sigma, lam
+
     def log_snr(self, t: Time) -> Tensor:
         """2 (log beta - log sigma), float64; -inf where beta is 0 and +inf where sigma is."""
-        beta, sigma = self._beta_sigma(time := as_time(t))
-        lam = 2 * (beta.log() - sigma.log())
-        if self._vanishes:
-            lam = torch.where(lam.isnan(), _log_snr_limit(self.coefficients(time)), lam)
-        return lam
+        return 2 * self.levels(t)[2]
 
     def noise_scale(self, t: Time) -> Tensor:
         """sigma / beta, float64: relative to it exact to rounding at both ends; inf at beta = 0."""

@@ -52,6 +52,8 @@ VIEWS = (
 MAP_VIEWS = ("point", "mean_velocity", *VIEWS)
 #: Those with the slopes of the path in their line.
 _SLOPES = ("velocity", "mean_velocity")
+#: The same, and the one whose limits at the ends they are.
+SLOPED = (*_SLOPES, "base")
 #: a = 0: one function in four scales, silent where beta is 0.
 NOISE_LIKE = ("score", "noise", "base", "energy_gradient")
 _SCORES = ("score", "energy_gradient")  # on every path, at every time

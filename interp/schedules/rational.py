@@ -36,6 +36,14 @@ def cells(x: Tensor, y: Tensor, slopes: Tensor) -> Cells:
     return Cells(x, y, numbers)
 
 
+def value(spline: Cells, x: Tensor) -> Tensor:
+    """Value at x."""
+    x0, y0, w, h, D, d0, _, e = cell(spline.numbers, spline.x, x)
+    q = (x - x0) / w
+    p = 1 - q
+    return y0 + h * q * (D * q + d0 * p) / (D + e * (q * p))
+
+
 def jet(spline: Cells, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and slope at x."""
     x0, y0, w, h, D, d0, d1, e = cell(spline.numbers, spline.x, x)

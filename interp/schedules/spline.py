@@ -62,7 +62,8 @@ class LogSNR:
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log-SNR at t."""
-        return self._with_ends(t, self._inside(t)[0])
+        inside = t.clamp(self.begin, self.end)
+        return self._with_ends(t, rational.value(self._on(t.device), inside))
 
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Log-SNR and its derivative, which is infinite at a pure end."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..arguments import real
 from ..errors import OptionError, UnknownName
-from .exponential import Array, Levels, first_order
-from .programme import Move
+from .exponential import Array, Levels, all_elements, first_order
+from .programme import Move, Noise, rows
 
 
 def ddim(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
@@ -76,22 +76,38 @@ def steps(levels: Levels, kept: Array, gain: Array, noise: Array) -> list[Move]:
 
     A step from clean data, where x tells D and nothing of n, asks for n instead.
     """
-    t = levels.t.tolist()
-    with np.errstate(all="ignore"):
-        size = noise / np.sqrt(np.abs(np.diff(levels.t)))
-    a, b, s = kept.tolist(), gain.tolist(), np.where(noise == 0, 0.0, size).tolist()
+    t, kind = levels.t.tolist(), levels.kind
+    kicks = increments(levels, noise)
     moves = [
-        Move(t[i], levels.kind, 0.0, a[i], {i: b[i]}, [(s[i], t[i], t[i + 1], 0.0)], t[i + 1])
-        for i in range(len(a))
+        Move(t[i], kind, 0.0, a, {i: b}, kick, t[i + 1])
+        for i, (a, b, kick) in enumerate(zip(rows(kept), rows(gain), kicks, strict=True))
     ]
-    for i in np.flatnonzero(levels.sigma[:-1] == 0).tolist():
+    for i in np.flatnonzero(levels.clean[:-1]).tolist():
         moves[i] = exact_step(levels, i, i)
     return moves
 
 
+def increments(levels: Levels, noise: Array) -> list[list[Noise]]:
+    """For each step the increment of W over it, of the size ``noise``; none where that is 0."""
+    if not noise.any():
+        return [[]] * len(noise)
+    t = levels.t.tolist()
+    with np.errstate(all="ignore"):
+        size = np.where(noise == 0, 0.0, noise / np.sqrt(np.abs(levels.lengths)))
+    some = ~all_elements(size == 0)
+    return [[(s, t[i], t[i + 1], 0.0)] if some[i] else [] for i, s in enumerate(rows(size))]
+
+
 def exact_step(levels: Levels, i: int, number: int) -> Move:
     """The first-order step from level i, by whichever of D and n is told there."""
-    side = levels.other if levels.sigma[i] == 0 else levels
+    side = levels.other if levels.clean[i] else levels
     kept, gain, _ = first_order(side[i : i + 1], side[i + 1 : i + 2])
-    t, r = float(levels.t[i]), float(levels.t[i + 1])
-    return Move(t, side.kind, here=float(kept[0]), slopes={number: float(gain[0])}, end=r)
+    if not np.isfinite(kept).all():
+        raise OptionError(
+            f"at t = {levels.t[i]:g} some elements of this path are clean data and others nothing but "
+            "noise, and no one estimate of the model tells both. Start away from there."
+        )
+    slopes = {number: rows(gain)[0]}
+    return Move(
+        float(levels.t[i]), side.kind, 0.0, rows(kept)[0], slopes, (), float(levels.t[i + 1])
+    )

@@ -8,16 +8,17 @@ In x a step of Heun's from s to r is, by the noise estimates n_1 at its beginnin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..arguments import real, whole
 from ..errors import OptionError
-from .ancestral import exact_step, towards_data
-from .exponential import Levels, first_order
-from .programme import Move, Noise
+from .ancestral import exact_step, increments, towards_data
+from .exponential import Levels, all_elements, first_order
+from .programme import Move, Noise, rows
 
 
 class _Script:
@@ -27,30 +28,33 @@ class _Script:
         self.moves: list[Move] = []
         self.answers = self.normals = 0
 
-    def heun(self, pair: Levels, end: float | None) -> None:
-        """One step over a pair of levels (of noise); the first-order one where one is at an end."""
-        number = self.answers
-        if pair.beta[0] == 0 or pair.sigma[0] == 0 or pair.beta[1] == 0:
-            move = exact_step(pair, 0, number)
-            move.end = end
-            self.moves.append(move)
-            self.answers += 1
-            return
-        kept, gain, _ = (float(v[0]) for v in first_order(pair[:1], pair[1:]))
-        t, r = (float(v) for v in pair.t)
-        half = 0.5 * gain
-        self.moves.append(Move(t, "noise", here=kept, slopes={number: gain}))
-        back = {number: -half, number + 1: half}
-        self.moves.append(Move(r, "noise", here=1.0, slopes=back, end=end))
-        self.answers += 2
+    def heun(self, begins: Levels, ends: Levels, stop: Sequence[float | None]) -> None:
+        """Steps from levels (of noise) to others, and the times that these end, None inside a step.
+
+        The first-order one where a level is at an end.
+        """
+        kept, gain, _ = first_order(begins, ends)
+        inside = all_elements((begins.beta != 0) & (begins.sigma != 0) & (ends.beta != 0)).tolist()
+        t, r = begins.t.tolist(), ends.t.tolist()
+        columns = zip(rows(kept), rows(gain), rows(0.5 * gain), stop, strict=True)
+        for i, (a, all_of_it, half, end) in enumerate(columns):
+            n = self.answers
+            if not inside[i]:
+                pair = _joined(begins[i : i + 1], ends[i : i + 1])
+                self.moves.append(replace(exact_step(pair, 0, n), end=end))
+                self.answers += 1
+                continue
+            self.moves.append(Move(t[i], "noise", 0.0, a, {n: all_of_it}))
+            self.moves.append(Move(r[i], "noise", 0.0, 1.0, {n: -half, n + 1: half}, (), end))
+            self.answers += 2
 
     def noised(self, low: Levels, high: Levels, size: float) -> None:
         """From one level up to another: x scaled, and the missing noise drawn afresh."""
-        scale = float(high.sigma[0] / low.sigma[0])  # sigma is beta here: levels of noise
-        s, r = float(np.exp(low.lam[0])), float(np.exp(high.lam[0]))
-        kick = size * float(high.sigma[0]) * math.sqrt(max(r * r - s * s, 0.0))
-        noise = [(kick, float(self.normals), None, 0.0)]
-        self.moves.append(Move(here=scale, noise=noise))
+        scale = high.sigma / low.sigma  # sigma is beta here: levels of noise
+        s, r = np.exp(low.lam), np.exp(high.lam)
+        kick = size * high.sigma * np.sqrt(np.maximum(r * r - s * s, 0.0))
+        noise = [(rows(kick)[0], float(self.normals), None, 0.0)]
+        self.moves.append(Move(here=rows(scale)[0], noise=noise))
         self.normals += 1
 
 
@@ -68,21 +72,23 @@ def edm_heun(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     low, high = real("s_min", options.get("s_min", 0.0)), options.get("s_max", math.inf)
     levels, script = levels.other, _Script()
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    if gamma:
-        towards_data(levels.other[:-1], levels.other[1:], "edm_heun with churn")
-    for i in range(len(levels) - 1):
-        pair = levels[i : i + 2]
-        s = float(np.exp(pair.lam[0]))
-        if gamma and math.isfinite(s) and low <= s <= high:
-            up = levels.at(pair.lam[:1] + math.log1p(gamma))
-            if up.lam[0] > pair.lam[0]:
-                script.noised(pair[:1], up, size)
-                pair = _pair(up, pair[1:])
-        script.heun(pair, float(levels.t[i + 1]))
+    stop = levels.t[1:].tolist()
+    if not gamma:
+        script.heun(levels[:-1], levels[1:], stop)
+        return script.moves
+    towards_data(levels.other[:-1], levels.other[1:], "edm_heun with churn")
+    for i, s in enumerate(np.exp(levels.mean[:-1]).tolist()):
+        begin = levels[i : i + 1]
+        if math.isfinite(s) and low <= s <= high:
+            up = levels.at(begin.lam + math.log1p(gamma))
+            if up.mean[0] > begin.mean[0]:
+                script.noised(begin, up, size)
+                begin = up
+        script.heun(begin, levels[i + 1 : i + 2], stop[i : i + 1])
     return script.moves
 
 
-def _pair(a: Levels, b: Levels) -> Levels:
+def _joined(a: Levels, b: Levels) -> Levels:
     columns = ((a.t, b.t), (a.beta, b.beta), (a.sigma, b.sigma), (a.lam, b.lam))
     t, beta, sigma, lam = (np.concatenate(c) for c in columns)
     return Levels(t, beta, sigma, lam, a.path, a.kind)
@@ -92,7 +98,8 @@ def restart(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     """Heun's steps that go back: at s_min noise is added up to s_max, and the way from there is gone again.
 
     ``segments``: a list of (s_min, s_max, repeats, steps); s_min is taken at the grid's last level that is
-    not below it, and the steps back are spaced as Karras et al.'s (rho = 7). Without them, two of
+    not below it, and the steps back are spaced as Karras et al.'s (rho = 7). (Where it differs between
+    elements, sigma / beta is its geometric mean over them.) Without them, two of
     [0.06, 0.30] in three steps and one of [0.30, 0.59] in three.
 
     Source: Xu, Deng, Cheng, Tian, Liu, Jaakkola 2023 (2306.14878), algorithm 1.
@@ -100,7 +107,7 @@ def restart(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     segments = options.get("segments", [(0.06, 0.30, 2, 3), (0.30, 0.59, 1, 3)])
     levels, script = levels.other, _Script()
     towards_data(levels.other[:-1], levels.other[1:], "restart")
-    s = np.exp(levels.lam)
+    s = np.exp(levels.mean)
     due: dict[int, list[tuple[float, int, int]]] = {}
     for segment in segments:
         low, high, repeats, steps = _segment(segment)
@@ -109,15 +116,13 @@ def restart(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
             due.setdefault(int(above[-1]), []).append((high, repeats, steps))
     for i in range(len(levels) - 1):
         end = float(levels.t[i + 1])
-        script.heun(levels[i : i + 2], end)
+        script.heun(levels[i : i + 1], levels[i + 1 : i + 2], [end])
         for high, repeats, steps in due.get(i + 1, []):
             ramp = np.linspace(high ** (1 / 7), s[i + 1] ** (1 / 7), steps + 1) ** 7
-            inner = levels.at(np.log(ramp))
-            inner = _pair(inner[:-1], levels[i + 1 : i + 2])
+            inner = _joined(levels.at(np.log(ramp[:-1])), levels[i + 1 : i + 2])
             for _ in range(repeats):
                 script.noised(inner[-1:], inner[:1], 1.0)
-                for k in range(steps):
-                    script.heun(inner[k : k + 2], end if k == steps - 1 else None)
+                script.heun(inner[:-1], inner[1:], [None] * (steps - 1) + [end])
     return script.moves
 
 
@@ -148,19 +153,16 @@ def predictor_corrector(levels: Levels, options: Mapping[str, Any]) -> list[Move
     t, r = levels[:-1], levels[1:]
     h = towards_data(t, r, "pc")
     kept, gain, noise = first_order(t, r, h)
+    kicks, share = rows(2 * snr * t.sigma), rows(-2 * snr**2 * t.sigma)
+    told = all_elements(t.beta > 0).tolist()
+    drawn, at = increments(levels, noise), levels.t.tolist()
     moves: list[Move] = []
     number = fresh = 0
-    for i in range(len(h)):
-        s, sigma = float(t.t[i]), float(t.sigma[i])
-        for _ in range(many if t.beta[i] > 0 else 0):
-            kick: list[Noise] = [(2 * snr * sigma, float(fresh), None, 0.0)]
-            slopes = {number: -2 * snr**2 * sigma}
-            moves.append(Move(s, "noise", here=1.0, slopes=slopes, noise=kick))
+    for i, (a, b) in enumerate(zip(rows(kept), rows(gain), strict=True)):
+        for _ in range(many if told[i] else 0):
+            kick: list[Noise] = [(kicks[i], float(fresh), None, 0.0)]
+            moves.append(Move(at[i], "noise", 0.0, 1.0, {number: share[i]}, kick))
             number, fresh = number + 1, fresh + 1
-        e = float(r.t[i])
-        size = float(noise[i]) / math.sqrt(abs(e - s)) if noise[i] else 0.0
-        slopes = {number: float(gain[i])}
-        kick = [(size, s, e, 0.0)] if size else []
-        moves.append(Move(s, "data", here=float(kept[i]), slopes=slopes, noise=kick, end=e))
+        moves.append(Move(at[i], "data", 0.0, a, {number: b}, drawn[i], at[i + 1]))
         number += 1
     return moves

@@ -19,14 +19,18 @@ Source: Lu, Zhou, Bao, Chen, Li, Zhu 2022 (2206.00927, prop. 3.1; 2211.01095, eq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..arguments import host
 from ..interpolant import Interpolant
+from ..inverse import bisected
 from ..terms.model import NEGLIGIBLE
 
 Array = NDArray[np.float64]
@@ -38,8 +42,10 @@ KINDS = ("data", "noise")
 class Levels:
     """The coefficients of a path at a list of times.
 
+    On a path whose schedules differ between elements, of shape E, the columns are (n, *E).
+
     Attributes:
-        t: the times.
+        t: the times, (n,).
         beta, sigma: of the path; exactly 0 where they are negligible at an end.
         lam: log(beta / sigma).
         path: that path.
@@ -57,19 +63,21 @@ class Levels:
     def of(cls, path: Interpolant, times: Sequence[float]) -> Levels:
         """The levels of a path."""
         t = host(list(times))
-        k = path.coefficients(t)
-        at_end = (t.numpy() == 0) | (t.numpy() == 1)
-        beta, sigma = (_cleaned(v.detach().numpy(), at_end) for v in (k.beta, k.sigma))
-        lam = path.log_snr(t).detach().numpy() / 2
-        lam = np.where(beta == 0, -np.inf, np.where(sigma == 0, np.inf, lam))
+        with torch.no_grad():
+            beta, sigma, lam = (v.detach().numpy() for v in path.levels(t))
+        ends = [i for i in (0, len(t) - 1) if times[i] in (0.0, 1.0)]
+        for i in ends:
+            beta, sigma, lam = _cleaned(i, beta, sigma, lam)
         return cls(t.numpy(), beta, sigma, lam, path)
 
     def then_clean(self) -> Levels:
         """These levels, followed by clean data at the same time as the last."""
         ends = (self.t[-1], 1.0, 0.0, np.inf)
         columns = (self.t, self.beta, self.sigma, self.lam)
-        t, beta, sigma, lam = (np.append(c, e) for c, e in zip(columns, ends, strict=True))
-        return Levels(t, beta, sigma, lam, self.path)
+        t, beta, sigma, lam = (
+            np.concatenate([c, np.full_like(c[:1], e)]) for c, e in zip(columns, ends, strict=True)
+        )
+        return Levels(t, beta, sigma, lam, self.path, self.kind)
 
     @property
     def other(self) -> Levels:
@@ -84,20 +92,65 @@ class Levels:
         return Levels(t, beta, sigma, lam, self.path, self.kind)
 
     def at(self, lam: Array) -> Levels:
-        """The levels of the path at other values of lambda (finite, in this kind's own sign)."""
-        sign = 1.0 if self.kind == "data" else -1.0
+        """The levels of the path at other values of lambda (finite, in this kind's own sign).
+
+        Where lambda differs between elements: at the times at which its mean over them is that of the
+        values.
+        """
         path = self.path
-        low, high = sorted((path.log_snr(0.0).item(), path.log_snr(1.0).item()))
-        snr = host(np.clip(2.0 * sign * lam, low, high).tolist())
-        found = Levels.of(path, path.time_at_log_snr(snr).tolist())
+        wanted = (lam if self.kind == "data" else -lam).reshape(len(lam), -1).mean(1)
+        if path.element:
+            t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()))
+        else:
+            low, high = sorted((path.log_snr(0.0).item(), path.log_snr(1.0).item()))
+            t = path.time_at_log_snr(host(np.clip(2.0 * wanted, low, high).tolist()))
+        found = Levels.of(path, t.tolist())
         return found if self.kind == "data" else found.other
+
+    @property
+    def mean(self) -> Array:
+        """Lambda's mean over the elements."""
+        return self.lam if self.lam.ndim == 1 else self.lam.reshape(len(self.lam), -1).mean(1)
+
+    @property
+    def lengths(self) -> Array:
+        """The lengths of the steps in t, as columns that broadcast with the others."""
+        return np.diff(self.t).reshape(-1, *(1,) * (self.lam.ndim - 1))
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """At which levels lambda is finite for all elements."""
+        return all_elements(np.isfinite(self.lam))
+
+    @property
+    def clean(self) -> NDArray[np.bool_]:
+        """At which levels some element has no noise."""
+        return ~all_elements(self.sigma != 0)
 
     def __len__(self) -> int:
         return len(self.t)
 
 
-def _cleaned(values: Array, at_end: NDArray[np.bool_]) -> Array:
-    return np.where(at_end & (np.abs(values) <= NEGLIGIBLE), 0.0, values)
+def _mean(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(1)
+
+
+def all_elements(which: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether something holds for all elements at each level: (n, *E) to (n,)."""
+    return which if which.ndim == 1 else which.all(tuple(range(1, which.ndim)))
+
+
+def _cleaned(i: int, beta: Array, sigma: Array, lam: Array) -> tuple[Array, Array, Array]:
+    """The columns with zeros at an end that are meant to be."""
+    columns = []
+    for own, infinite in ((beta, -np.inf), (sigma, np.inf)):
+        zero = np.abs(own[i]) <= NEGLIGIBLE
+        if zero.any():
+            own, lam = own.copy(), lam.copy()
+            own[i] = np.where(zero, 0.0, own[i])
+            lam[i] = np.where(zero, infinite, lam[i])
+        columns.append(own)
+    return columns[0], columns[1], lam
 
 
 def first_order(t: Levels, r: Levels, damping: Array | float = 0.0) -> tuple[Array, Array, Array]:
@@ -116,8 +169,17 @@ def first_order(t: Levels, r: Levels, damping: Array | float = 0.0) -> tuple[Arr
     return kept, gain, np.broadcast_to(noise, kept.shape)
 
 
+#: k! / (k + j + 1)! with the sign of (-1)^j, by k and j: M_k(z) / z as a power series.
+_SERIES: Array = np.array(
+    [
+        [(-1) ** j * math.factorial(k) / math.factorial(k + j + 1) for j in range(26)]
+        for k in range(6)
+    ]
+)
+
+
 def moments(z: Array, count: int) -> Array:
-    """M_k(z) = z int_0^1 exp(-z (1 - s)) s^k ds for k < count: (count, *z.shape).
+    """M_k(z) = z int_0^1 exp(-z (1 - s)) s^k ds for k < count, at most 6: (count, *z.shape).
 
     M_0 = 1 - exp(-z), M_k = 1 - (k / z) M_{k - 1}; a power series where that would cancel.
     """
@@ -130,14 +192,7 @@ def moments(z: Array, count: int) -> Array:
     small = np.abs(z) < 2.0
     if count > 1 and small.any():
         x = z[small]
-        for k in range(1, count):
-            # z sum_j (-z)^j k! / (k + j + 1)!
-            term = x / (k + 1.0)
-            total = term.copy()
-            for j in range(1, 30):
-                term = term * (-x / (k + j + 1.0))
-                total += term
-            out[k][small] = total
+        out[1:, small] = x * (_SERIES[1:count] @ np.vander(x, _SERIES.shape[1], increasing=True).T)
     return out
 
 
@@ -145,9 +200,9 @@ def weights(z: Array, nodes: Array) -> Array:
     """w with sum_j w_j P(theta_j) = z int_0^1 exp(-z (1 - s)) P(s) ds for each polynomial P.
 
     Args:
-        z: the length of the steps in lambda, times what multiplies it in the exponent: (steps,).
-        nodes: theta, where P is known, in units of the step: 0 at its start, 1 at its end; (steps, m)
-            with m different ones, for degrees below m.
+        z: the length of the steps in lambda, times what multiplies it in the exponent: (steps, ...).
+        nodes: theta, where P is known, in units of the step: 0 at its start, 1 at its end;
+            (steps, ..., m) with m different ones, for degrees below m.
     """
     m = nodes.shape[-1]
     powers = np.stack([nodes**k for k in range(m)], axis=-2)
@@ -159,18 +214,19 @@ def integrals(z: Array, points: Array, nodes: Array) -> Array:
     """`weights` for polynomials in another variable u, given at the Gauss-Legendre points of the step.
 
     Args:
-        z: as there, (steps,).
-        points: u at s = `POINTS` of each step, (steps, 16).
-        nodes: u where P is known, (steps, m).
+        z: as there, (steps, ...).
+        points: u at s = `POINTS` of each step, (steps, ..., 16).
+        nodes: u where P is known, (steps, ..., m).
     """
-    kernel = z[:, None] * np.exp(-z[:, None] * (1.0 - POINTS)) * _SHARES
-    out = np.empty_like(nodes)
-    for j in range(nodes.shape[1]):
+    kernel = z[..., None] * np.exp(-z[..., None] * (1.0 - POINTS)) * _SHARES
+    out = np.empty(np.broadcast_shapes(nodes.shape, (*z.shape, 1)))
+    for j in range(nodes.shape[-1]):
         basis = np.ones_like(points)
-        for k in range(nodes.shape[1]):
+        for k in range(nodes.shape[-1]):
             if k != j:
-                basis *= (points - nodes[:, k, None]) / (nodes[:, j, None] - nodes[:, k, None])
-        out[:, j] = (kernel * basis).sum(1)
+                others = nodes[..., j, None] - nodes[..., k, None]
+                basis = basis * (points - nodes[..., k, None]) / others
+        out[..., j] = (kernel * basis).sum(-1)
     return out
 
 

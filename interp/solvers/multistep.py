@@ -11,15 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arguments import real, whole
 from ..errors import OptionError, UnknownName
-from .ancestral import exact_step, one_step, towards_data
-from .exponential import POINTS, Array, Levels, first_order, integrals, moments, weights
-from .programme import Move
+from .ancestral import exact_step, increments, one_step, towards_data
+from .exponential import (
+    POINTS,
+    Array,
+    Levels,
+    all_elements,
+    first_order,
+    integrals,
+    moments,
+    weights,
+)
+from .programme import Move, rows
 
-Weights = list[list[float]]
-"""For each step the weights of its answers, the newest first; empty where it is of first order."""
+Counts = NDArray[np.int64]
 
 
 def choice(name: str, options: Mapping[str, Any], what: str, known: tuple[str, ...]) -> str:
@@ -30,52 +39,72 @@ def choice(name: str, options: Mapping[str, Any], what: str, known: tuple[str, .
     return str(value)
 
 
-def answers(levels: Levels, order: int) -> Array:
+def answers(levels: Levels, order: int) -> Counts:
     """How many answers each step can use: those since log-SNR is finite, at most ``order``."""
-    n = len(levels) - 1
-    first = int(np.argmax(np.isfinite(levels.lam)))
+    finite, n = levels.finite, len(levels) - 1
+    first = int(np.argmax(finite))
     count = np.clip(np.arange(n) - first + 1, 1, order)
-    return np.where(np.isfinite(np.diff(levels.lam)), count, 0)
+    return np.where(finite[1:] & finite[:-1], count, 0)
 
 
-def extrapolated(levels: Levels, count: Array, variable: Array | None = None) -> Weights:
-    """The exact integrals of the polynomials through ``count`` answers, in lambda.
+def looking_back(levels: Levels, i: Counts, back: Counts) -> Array:
+    """(lambda of the levels ``back`` - lambda_i) / h_i: (steps, m) numbers to (steps, ..., m) nodes."""
+    lam, h = levels.lam, np.diff(levels.lam, axis=0)
+    return np.moveaxis(lam[back] - lam[i][:, None], 1, -1) / h[i][..., None]
 
-    ``variable``: the values of another variable at the levels and, after them in each row, at the
-    points of the step: (steps, 1 + 16); the polynomials are in it then.
+
+def extrapolated(levels: Levels, count: Counts, variable: Array | None = None) -> Array:
+    """The exact integrals of the polynomials through ``count`` answers: (steps, ..., answers), newest first.
+
+    In lambda, or in another ``variable``: its values at the levels and, after them in each row, at
+    the points of the step, (levels, ..., 1 + 16). Zero where there are fewer answers.
     """
-    h = np.diff(levels.lam)
-    out: Weights = [[] for _ in range(len(count))]
+    h = np.diff(levels.lam, axis=0)
+    out = np.zeros((*h.shape, int(count.max(initial=1))))
     for m in set(count.tolist()) - {0}:
         i = np.flatnonzero(count == m)
         back = i[:, None] - np.arange(m)
         if variable is None:
-            w = weights(h[i], (levels.lam[back] - levels.lam[i, None]) / h[i, None])
+            out[i, ..., :m] = weights(h[i], looking_back(levels, i, back))
         else:
-            w = integrals(h[i], variable[i, 1:], variable[back, 0])
-        for at, row in zip(i.tolist(), w.tolist(), strict=True):
-            out[at] = row
+            nodes = np.moveaxis(variable[back][..., 0], 1, -1)
+            out[i, ..., :m] = integrals(h[i], variable[i, ..., 1:], nodes)
     return out
 
 
-def multistep(levels: Levels, shares: Weights, corrections: Weights | None = None) -> list[Move]:
+def multistep(
+    levels: Levels, count: Counts, shares: Array, corrections: Array | None = None
+) -> list[Move]:
     """The moves of weights.
 
-    ``corrections``: what is added to the state at the beginning of a step before it is taken: weights
-    of the answers, the one at the step's beginning first, in units of its beta.
+    Args:
+        levels: the grid.
+        count: how many answers a step uses; with none it is the first-order one.
+        shares: their weights in units of the next beta, (steps, ..., answers), the newest first.
+        corrections: what is added to the state at the beginning of a step before it is taken: the same in
+            units of its own beta; zero where there is none.
     """
     kept, gain, _ = one_step(levels)
-    t = levels.t.tolist()
+    held = levels.beta[1:, ..., None] * shares
+    if corrections is not None:
+        more = np.zeros((*kept.shape, max(shares.shape[-1], corrections.shape[-1])))
+        more[..., : shares.shape[-1]] = held
+        changed = ~all_elements(corrections == 0)
+        more[changed, ..., : corrections.shape[-1]] += (kept * levels.beta[:-1])[
+            changed, ..., None
+        ] * corrections[changed]
+        held = more
+    first = count == 0
+    held[first, ..., 0] += gain[first]
+    used = np.stack([~all_elements(held[..., j] == 0) for j in range(held.shape[-1])], 1).tolist()
+    parts = [rows(held[..., j]) for j in range(held.shape[-1])]
+    t, kind, backwards = levels.t.tolist(), levels.kind, range(len(parts) - 1, -1, -1)
     moves = []
-    for i, share in enumerate(shares):
-        if not share and levels.sigma[i] == 0:
-            moves.append(exact_step(levels, i, i))
-            continue
-        a, b = float(kept[i]), float(levels.beta[i + 1])
-        slopes = {i - j: b * w for j, w in enumerate(share)} or {i: float(gain[i])}
-        for j, w in enumerate(corrections[i] if corrections else []):
-            slopes[i - j] = slopes.get(i - j, 0.0) + a * float(levels.beta[i]) * w
-        moves.append(Move(t[i], levels.kind, here=a, slopes=slopes, end=t[i + 1]))
+    for i, a in enumerate(rows(kept)):
+        slopes = {i - j: parts[j][i] for j in backwards if used[i][j]}
+        moves.append(Move(t[i], kind, 0.0, a, slopes, (), t[i + 1]))
+    for i in np.flatnonzero(levels.clean[:-1]).tolist():
+        moves[i] = exact_step(levels, i, i)
     return moves
 
 
@@ -91,7 +120,8 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
     heun = choice("dpm++2m", options, "variant", ("midpoint", "heun")) == "heun"
     eta = real("eta", options.get("eta", eta))
     t, r = levels[:-1], levels[1:]
-    h = towards_data(t, r, "dpm++2m_sde") if eta else r.lam - t.lam
+    with np.errstate(invalid="ignore"):
+        h = towards_data(t, r, "dpm++2m_sde") if eta else r.lam - t.lam
     damping = eta * h if eta else 0.0
     kept, gain, noise = first_order(t, r, damping)
     with np.errstate(all="ignore"):
@@ -99,19 +129,18 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
         if heun:
             m = moments(h + damping, 2)
             half = m[1] / m[0]
-        share = np.append(0.0, half[1:] * h[1:] / h[:-1])
-        size = np.where(noise == 0, 0.0, noise / np.sqrt(np.abs(r.t - t.t)))
-    share[-1] = 0.0
+        share = np.zeros_like(h)
+        share[1:-1] = half[1:-1] * h[1:-1] / h[:-2]
     share[~np.isfinite(share)] = 0.0
+    now, before = rows(gain * (1 + share)), rows(-gain * share)
+    both = (~all_elements(share == 0)).tolist()
+    at, kind, kicks = levels.t.tolist(), levels.kind, increments(levels, noise)
     moves = []
-    for i in range(len(h)):
-        if levels.sigma[i] == 0:
-            moves.append(exact_step(levels, i, i))
-            continue
-        g, c, s, e = float(gain[i]), float(share[i]), float(t.t[i]), float(r.t[i])
-        slopes = {i: g * (1 + c)} | ({i - 1: -g * c} if c else {})
-        kick = [(float(size[i]), s, e, 0.0)] if size[i] else []
-        moves.append(Move(s, levels.kind, here=float(kept[i]), slopes=slopes, noise=kick, end=e))
+    for i, a in enumerate(rows(kept)):
+        slopes = {i - 1: before[i], i: now[i]} if both[i] else {i: now[i]}
+        moves.append(Move(at[i], kind, 0.0, a, slopes, kicks[i], at[i + 1]))
+    for i in np.flatnonzero(levels.clean[:-1]).tolist():
+        moves[i] = exact_step(levels, i, i)
     return moves
 
 
@@ -136,33 +165,32 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         raise OptionError(f"published={published!r} is neither True nor False. Give one.")
     count = answers(levels, 3)
     if published:
-        return multistep(levels, _printed(levels, count))
-    corrections: Weights = [[] for _ in count]
-    if len(count) > 1 and levels.sigma[0] != 0:
-        h = np.diff(levels.lam)[:1]
-        ahead = weights(h, np.array([[0.0, 1.0]]))[0, 1] if np.isfinite(h[0]) else 0.5
-        corrections[1] = [float(ahead), -float(ahead)]
-    return multistep(levels, extrapolated(levels, count), corrections)
+        return multistep(levels, count, _printed(levels, count))
+    shares, corrections = extrapolated(levels, count), np.zeros((*levels.lam[1:].shape, 2))
+    if len(count) > 1 and not levels.clean[0]:
+        h = np.diff(levels.lam[:2], axis=0)
+        ahead = np.full_like(h, 0.5)
+        if count[0]:
+            ahead = weights(h, np.broadcast_to([0.0, 1.0], (*h.shape, 2)))[..., 1]
+        corrections[1] = np.stack([ahead[0], -ahead[0]], -1)
+    return multistep(levels, count, shares, corrections)
 
 
-def _printed(levels: Levels, count: Array) -> Weights:
-    h = np.diff(levels.lam)
-    out: Weights = []
-    for i, m in enumerate(count.tolist()):
-        if m == 0:
-            out.append([])
-            continue
-        m0, m1, m2 = (float(v) for v in moments(h[i : i + 1], 3)[:, 0])
-        w = [m0, 0.0, 0.0]
-        if m == 2:
-            half = 0.5 * m0 * h[i] / h[i - 1]
-            w = [m0 + half, -half, 0.0]
-        elif m == 3:
-            r, s = h[i - 1] / h[i], h[i - 2] / h[i]
-            one, two = np.array([1 / r, -1 / r, 0.0]), np.array([0.0, 1 / s, -1 / s])
-            second = (one - two) / (r + s)
-            w = list(np.array(w) + m1 * (one + r * second) + 0.5 * m2 * second)
-        out.append([float(v) for v in w[:m]])
+def _printed(levels: Levels, count: Counts) -> Array:
+    h = np.diff(levels.lam, axis=0)
+    out = np.zeros((*h.shape, 3))
+    m0, m1, m2 = moments(h, 3)
+    out[count > 0, ..., 0] = m0[count > 0]
+    i = np.flatnonzero(count == 2)
+    half = 0.5 * m0[i] * h[i] / h[i - 1]
+    out[i, ..., 0] += half
+    out[i, ..., 1] -= half
+    i = np.flatnonzero(count == 3)
+    r, s = h[i - 1] / h[i], h[i - 2] / h[i]
+    none = np.zeros_like(r)
+    one, two = np.stack([1 / r, -1 / r, none], -1), np.stack([none, 1 / s, -1 / s], -1)
+    second = (one - two) / (r + s)[..., None]
+    out[i] += m1[i][..., None] * (one + r[..., None] * second) + 0.5 * m2[i][..., None] * second
     return out
 
 
@@ -183,28 +211,25 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     bh1 = choice("unipc", options, "variant", ("bh2", "bh1")) == "bh1"
     if choice("unipc", options, "prediction", ("data", "noise")) == "noise":
         levels = levels.other
-    h, n = np.diff(levels.lam), len(levels) - 1
+    with np.errstate(all="ignore"):
+        h = np.diff(levels.lam, axis=0)
+        first = -np.expm1(-h)
+    n, B = len(h), h if bh1 else first
     count = np.minimum(answers(levels, p), np.arange(n, 0, -1))
     shares = extrapolated(levels, count)
-    with np.errstate(all="ignore"):
-        B = h if bh1 else -np.expm1(-h)
-    corrections: Weights = [[] for _ in range(n)]
-    for i in range(n):
-        if count[i] == 2:
-            half = 0.5 * float(B[i] * h[i] / h[i - 1])
-            first = -float(np.expm1(-h[i]))
-            shares[i] = [first + half, -half]
-        if i == 0 or levels.sigma[i - 1] == 0:
-            continue
-        q = max(int(count[i - 1]), 1)
-        if q == 1:
-            half = 0.5 * float(B[i - 1])
-            corrections[i] = [half, -half] if np.isfinite(half) else []
-            continue
-        nodes = (levels.lam[i - q : i + 1][::-1] - levels.lam[i - 1]) / h[i - 1]
-        better = weights(h[i - 1 : i], nodes[None])[0]
-        corrections[i] = [float(w) for w in better - np.append(0.0, shares[i - 1])]
-    return multistep(levels, shares, corrections)
+    i = np.flatnonzero(count == 2)
+    half = 0.5 * B[i] * h[i] / h[i - 1]
+    shares[i, ..., 0], shares[i, ..., 1] = first[i] + half, -half
+    corrections = np.zeros((*h.shape, shares.shape[-1] + 1))
+    told = ~levels.clean[: n - 1]  # the steps whose end the next one corrects
+    i = np.flatnonzero(told & (count[:-1] <= 1) & all_elements(np.isfinite(B[:-1])))
+    corrections[i + 1, ..., 0], corrections[i + 1, ..., 1] = 0.5 * B[i], -0.5 * B[i]
+    for q in set(count[:-1][told].tolist()) - {0, 1}:
+        i = np.flatnonzero(told & (count[:-1] == q))
+        better = weights(h[i], looking_back(levels, i, i[:, None] + 1 - np.arange(q + 1)))
+        better[..., 1:] -= shares[i, ..., :q]
+        corrections[i + 1, ..., : q + 1] = better
+    return multistep(levels, count, shares, corrections)
 
 
 def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
@@ -221,15 +246,24 @@ def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     variant = choice("deis", options, "variant", ("log_rho", "rho", "t"))
     count = answers(levels, whole("order", options.get("order", 3), 1, 4))
     if variant == "log_rho":
-        return multistep(levels, extrapolated(levels, count))
-    finite = np.flatnonzero(count > 0)
-    variable = np.full((len(levels), 1 + len(POINTS)), np.nan)
-    lam = levels.lam[finite, None] + np.diff(levels.lam)[finite, None] * POINTS
-    with np.errstate(over="ignore"):
-        variable[:, 0] = levels.t if variant == "t" else np.exp(levels.lam)
-    inside = levels.at(lam.ravel()).t.reshape(lam.shape) if variant == "t" else np.exp(lam)
-    variable[finite, 1:] = inside
-    return multistep(levels, extrapolated(levels, count, variable))
+        return multistep(levels, count, extrapolated(levels, count))
+    i = np.flatnonzero(count > 0)
+    variable = np.full((*levels.lam.shape, 1 + len(POINTS)), np.nan)
+    if variant == "t":
+        variable[..., 0] = levels.t.reshape(-1, *(1,) * (levels.lam.ndim - 1))
+        variable[i, ..., 1:] = _times_inside(levels, i)
+    else:
+        with np.errstate(over="ignore"):
+            variable[..., 0] = np.exp(levels.lam)
+        h = np.diff(levels.lam, axis=0)[i]
+        variable[i, ..., 1:] = np.exp(levels.lam[i][..., None] + h[..., None] * POINTS)
+    return multistep(levels, count, extrapolated(levels, count, variable))
+
+
+def _times_inside(levels: Levels, i: Counts) -> Array:
+    """The times at which lambda is at the `POINTS` of the steps."""
+    lam = levels.lam[i][..., None] + np.diff(levels.lam, axis=0)[i][..., None] * POINTS
+    return levels.at(lam.ravel()).t.reshape(lam.shape)
 
 
 _ADAMS = {
@@ -253,5 +287,7 @@ def ipndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     count = answers(levels, whole("order", options.get("order", 4), 1, 4))
     with np.errstate(all="ignore"):
         unit = gain / levels.beta[1:]
-    shares = [[float(unit[i]) * c for c in _ADAMS.get(m, [])] for i, m in enumerate(count.tolist())]
-    return multistep(levels, shares)
+    shares = np.zeros((*gain.shape, int(count.max(initial=1))))
+    for m in set(count.tolist()) - {0}:
+        shares[count == m, ..., :m] = unit[count == m][..., None] * _ADAMS[m]
+    return multistep(levels, count, shares)

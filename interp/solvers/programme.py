@@ -17,12 +17,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from ..errors import OptionError
 from ..noise import STREAMS
 
-Noise = tuple[float, float, float | None, float]
+Coefficient = float | Tensor
+"""What a state is multiplied by: a number, or one for each element, float64, of shape E."""
+
+Noise = tuple[Coefficient, float, float | None, float]
 """(size, s, r, area): size (W(r) - W(s)) + area H, H being the space-time Levy area over the same
 interval (see `interp.noise.BrownianPath`); (size, number, None, 0): size times a fresh normal."""
+
+
+def rows(values: NDArray[np.float64]) -> list[Coefficient]:
+    """The coefficients of each move out of a column of numbers, (n,), or of elements, (n, *E)."""
+    if values.ndim == 1:
+        numbers: list[Coefficient] = values.tolist()
+        return numbers
+    return list(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def vanishes(c: Coefficient) -> bool:
+    """Whether a coefficient is 0, for all elements."""
+    return c == 0.0 if type(c) is float else not torch.as_tensor(c).any()
 
 
 @dataclass(slots=True)
@@ -40,9 +61,9 @@ class Move:
 
     at: float | None = None
     kind: str | None = None
-    start: float = 0.0
-    here: float = 0.0
-    slopes: Mapping[int, float] = field(default_factory=dict)
+    start: Coefficient = 0.0
+    here: Coefficient = 0.0
+    slopes: Mapping[int, Coefficient] = field(default_factory=dict)
     noise: Sequence[Noise] = ()
     end: float | None = None
 
@@ -60,10 +81,10 @@ class Stage:
         saves: how many output times it is for.
     """
 
-    evaluation: tuple[float, float, float, int] | None
-    start: float
-    here: float
-    slopes: list[tuple[int, float]]
+    evaluation: tuple[float, Coefficient, Coefficient, int] | None
+    start: Coefficient
+    here: Coefficient
+    slopes: list[tuple[int, Coefficient]]
     noise: list[Noise]
     end: float | None
     saves: int = 0
@@ -93,7 +114,7 @@ class Programme:
         return any(stage.noise for stage in self.stages)
 
 
-Weights = Callable[[list[float], list[str | None]], list[tuple[float, float]]]
+Weights = Callable[[list[float], list[str | None]], list[tuple[Coefficient, Coefficient]]]
 """(times, kinds) -> (p, q) with answer = p x + q field, for each evaluation."""
 
 
@@ -118,35 +139,39 @@ def compiled(
     asking = [move for move in moves if move.at is not None]
     times = [move.at for move in asking if move.at is not None]
     stamps = times if told is None else told(times)
-    views = (
-        [(0.0, 1.0)] * len(times) if weights is None else weights(times, [m.kind for m in asking])
-    )
+    views = None if weights is None else weights(times, [move.kind for move in asking])
     last_use = {number: i for i, move in enumerate(moves) for number in move.slopes}
     stages: list[Stage] = []
     slot_of: dict[int, int] = {}
+    due: dict[int, list[int]] = {}  # answers by the move after which they are not needed
     free: list[int] = []
     slots = number = 0
     for i, move in enumerate(moves):
         evaluation, here = None, move.here
-        slopes = [(k, c) for k, c in sorted(move.slopes.items()) if c != 0.0]
+        slopes = [(k, c) for k, c in move.slopes.items() if not vanishes(c)]
+        slopes.sort()
         if move.at is not None:
-            p, q = views[number]
-            if last_use.get(number, i) == i and slopes and slopes[-1][0] == number:
+            p, q = _AS_IT_IS if views is None else views[number]
+            last = last_use.get(number, i)
+            if last == i and slopes and slopes[-1][0] == number:
                 c = slopes[-1][1]
                 here, slopes[-1] = here + c * p, (number, c * q)
-                p, q = 0.0, 1.0
+                p, q = _AS_IT_IS
             if not free:
                 free.append(slots)
                 slots += 1
-            slot_of[number] = free.pop()
-            evaluation = (stamps[number], p, q, slot_of[number])
+            slot = slot_of[number] = free.pop()
+            due.setdefault(last, []).append(slot)
+            evaluation = (stamps[number], p, q, slot)
             number += 1
-        noise = [draw for draw in move.noise if draw[0] != 0.0 or draw[3] != 0.0]
+        noise = [d for d in move.noise if not vanishes(d[0]) or d[3] != 0.0] if move.noise else []
         used = [(slot_of[k], c) for k, c in slopes]
         stages.append(Stage(evaluation, move.start, here, used, noise, move.end))
-        spent = [k for k in slot_of if last_use.get(k, i) <= i]
-        free.extend(slot_of.pop(k) for k in spent)
+        free += due.pop(i, ())
     return saving(Programme(start, 0, slots, stages), saves)
+
+
+_AS_IT_IS: tuple[Coefficient, Coefficient] = (0.0, 1.0)
 
 
 def saving(programme: Programme, saves: Sequence[float]) -> Programme:

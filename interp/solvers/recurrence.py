@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import views
 from ..arguments import host, like, whole
+from ..coefficients import Coefficients
 from ..errors import InterpError, OptionError, Unsupported
 from ..hooks import Hook
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
@@ -19,7 +20,7 @@ from . import ending, grids, rust_backend, torch_backend
 from .exponential import Levels
 from .plan import Engine, Plan, Request, native, pose
 from .problem import NoiseKey, Observer, Problem
-from .programme import Move, Programme, compiled
+from .programme import Coefficient, Move, Programme, compiled, rows
 
 Sampler = Callable[[Levels, Mapping[str, Any]], list[Move]]
 """sampler(levels, options): the moves over a grid whose levels are given."""
@@ -53,7 +54,7 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
             levels = levels.then_clean()
         moves = sampler(levels, request.options)
         asked = hooked(term, request.options.get("data_hook"), levels)
-        programme = programme_for(asked, moves, times[0], request.saves)
+        programme = programme_for(asked, moves, levels, request.saves)
         problem = pose(
             x, x, request.saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
             request.backend,
@@ -118,26 +119,45 @@ def hooked(term: PathTerm, hook: Hook | None, levels: Levels) -> PathTerm:
     return PathTerm(term.path, _Hooked(term, hook), "data", "t")
 
 
-def programme_for(term: PathTerm, moves: list[Move], start: float, saves: list[float]) -> Programme:
-    """The moves compiled for a model of the term's view, told what it wants to be told."""
+def programme_for(
+    term: PathTerm, moves: list[Move], levels: Levels, saves: list[float]
+) -> Programme:
+    """The moves compiled for a model of the term's view, told what it wants to be told.
+
+    What the path is at the ``levels`` is not asked for again.
+    """
+    # Clean data may follow at the time of the last level, where nothing is asked.
+    place = {t: i for i, t in reversed([*enumerate(levels.t.tolist())])}
 
     def stamps(times: list[float]) -> list[float]:
+        if term.time == "t":
+            return times
         given: list[float] = told(term.path, term.time, host(times)).tolist()
         return given
 
-    def converted(times: list[float], kinds: list[str | None]) -> list[tuple[float, float]]:
-        pairs = [(0.0, 1.0)] * len(times)
+    def coefficients(times: list[float]) -> Coefficients:
+        where = [place.get(t, -1) for t in times]
+        if term.view in views.SLOPED or min(where) < 0:
+            return term.path.coefficients(host(times))
+        beta, sigma = (torch.from_numpy(v[where]) for v in (levels.beta, levels.sigma))
+        return Coefficients.at_rest(host(times), beta, sigma)
+
+    def converted(
+        times: list[float], kinds: list[str | None]
+    ) -> list[tuple[Coefficient, Coefficient]]:
+        pairs: list[tuple[Coefficient, Coefficient]] = [(0.0, 1.0)] * len(times)
         for kind in {kind for kind in kinds if kind is not None and kind != term.view}:
             chosen = [i for i, k in enumerate(kinds) if k == kind]
-            k = term.path.coefficients(host([times[i] for i in chosen]))
-            p, q = views.weights(k, term.view, kind)
+            p, q = views.weights(coefficients([times[i] for i in chosen]), term.view, kind)
             p = torch.zeros_like(q) if p is None else p
-            for i, pq in zip(chosen, zip(p.tolist(), q.tolist(), strict=True), strict=True):
+            for i, pq in zip(
+                chosen, zip(rows(p.numpy()), rows(q.numpy()), strict=True), strict=True
+            ):
                 pairs[i] = pq
         return pairs
 
     with torch.no_grad():
-        return compiled(moves, start, saves, stamps, converted)
+        return compiled(moves, float(levels.t[0]), saves, stamps, converted)
 
 
 # Noise

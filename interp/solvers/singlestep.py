@@ -14,7 +14,7 @@ import numpy as np
 
 from .ancestral import exact_step
 from .exponential import Levels, first_order, weights
-from .programme import Move
+from .programme import Move, rows
 
 Stages = tuple[tuple[float, tuple[int, ...]], ...]
 
@@ -24,31 +24,33 @@ HEUN3: Stages = ((1 / 3, (0,)), (2 / 3, (0, 1)), (1.0, (0, 2)))
 
 def singlestep(levels: Levels, stages: Stages) -> list[Move]:
     """The moves of a method."""
-    h = np.diff(levels.lam)
-    finite = np.flatnonzero(np.isfinite(h) & (levels.sigma[:-1] != 0))
+    usable = levels.finite & ~levels.clean
+    finite = np.flatnonzero(usable[:-1] & levels.finite[1:])
     begins, ends = levels[finite], levels[finite + 1]
-    cs = (0.0, *(c for c, _ in stages))
-    inside = [begins, *(levels.at(begins.lam + c * h[finite]) for c in cs[1:-1]), ends]
+    h = ends.lam - begins.lam
+    inside = [begins, *(levels.at(begins.lam + c * h) for c, _ in stages[:-1]), ends]
+    # Where lambda differs between elements, each has its own share of the step.
+    cs = [(level.lam - begins.lam) / h for level in inside]
     plans = []
-    for k, (c, nodes) in enumerate(stages, 1):
-        kept, _, _ = first_order(begins, inside[k])
-        theta = np.array([[cs[j] / c for j in nodes]] * len(finite)).reshape(len(finite), -1)
-        share = inside[k].beta[:, None] * weights(c * h[finite], theta)
-        plans.append((kept, share, nodes))
+    for k, (_, nodes) in enumerate(stages, 1):
+        held, _, _ = first_order(begins, inside[k])
+        theta = np.stack([cs[j] / cs[k] for j in nodes], -1)
+        share = inside[k].beta[..., None] * weights(cs[k] * h, theta)
+        columns = [rows(share[..., j]) for j in range(len(nodes))]
+        plans.append((inside[k - 1].t.tolist(), rows(held), columns, nodes))
     moves: list[Move] = []
     place = {i: at for at, i in enumerate(finite.tolist())}
     number = 0
-    for i in range(len(h)):
+    for i in range(len(levels) - 1):
         if i not in place:
             moves.append(exact_step(levels, i, number))
             number += 1
             continue
         at = place[i]
-        for k, (kept, share, nodes) in enumerate(plans):
-            slopes = {number + j: float(w) for j, w in zip(nodes, share[at], strict=True)}
-            end = float(levels.t[i + 1]) if k == len(plans) - 1 else None
-            t = float(inside[k].t[at])
-            moves.append(Move(t, levels.kind, start=float(kept[at]), slopes=slopes, end=end))
+        for t, kept, columns, nodes in plans:
+            slopes = {number + j: column[at] for j, column in zip(nodes, columns, strict=True)}
+            moves.append(Move(t[at], levels.kind, kept[at], 0.0, slopes))
+        moves[-1].end = float(levels.t[i + 1])
         number += len(plans)
     return moves
 

@@ -99,8 +99,7 @@ class PathODE(PathTerm):
 
     def clean(self, t: float) -> bool:
         """Whether sigma vanishes at t."""
-        sigma = self.path.coefficients(host(t)).sigma
-        return float(sigma.min()) <= NEGLIGIBLE
+        return float(self.path.sigma(t).min()) <= NEGLIGIBLE
 
     def almost_clean(self, noise: float) -> float:
         """The last t of a run to clean data at which some element has sigma / beta = noise."""
