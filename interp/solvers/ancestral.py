@@ -82,7 +82,7 @@ def steps(levels: Levels, kept: Array, gain: Array, noise: Array) -> list[Move]:
         Move(t[i], kind, 0.0, a, {i: b}, kick, t[i + 1])
         for i, (a, b, kick) in enumerate(zip(rows(kept), rows(gain), kicks, strict=True))
     ]
-    for i in np.flatnonzero(levels.clean[:-1]).tolist():
+    for i in np.flatnonzero(levels.leaves_clean).tolist():
         moves[i] = exact_step(levels, i, i)
     return moves
 
@@ -100,7 +100,7 @@ def increments(levels: Levels, noise: Array) -> list[list[Noise]]:
 
 def exact_step(levels: Levels, i: int, number: int) -> Move:
     """The first-order step from level i, by whichever of D and n is told there."""
-    side = levels.other if levels.clean[i] else levels
+    side = levels.other if levels.leaves_clean[i] else levels
     kept, gain, _ = first_order(side[i : i + 1], side[i + 1 : i + 2])
     if not np.isfinite(kept).all():
         raise OptionError(

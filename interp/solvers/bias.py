@@ -168,6 +168,8 @@ class _Units:
     def draw(self, draw: Noise) -> Tensor:
         """What a stage draws: of W and H over (s, r), or a fresh normal."""
         size, s, r, area = draw
+        if isinstance(size, Tensor):
+            raise OptionError("a sampler whose noise differs between elements has no table.")
         if r is None:
             return self.unit(size)
         h = abs(r - s)

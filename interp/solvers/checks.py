@@ -68,6 +68,8 @@ def requested(
             f"{gradient} gradients go back over the steps of all rows together, and per_row=True gives "
             'each its own. Use gradient="direct" or "checkpointed".'
         )
+    if backend == "auto" and method.kind == "path" and term.path is not None and term.path.element:
+        backend = "torch"  # whose coefficients may be tensors
     name = _backend(backend, method, x, times is not None, gradient, options)
     if times is None and x.is_meta:
         raise Unsupported(

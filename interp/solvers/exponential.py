@@ -123,9 +123,9 @@ class Levels:
         return all_elements(np.isfinite(self.lam))
 
     @property
-    def clean(self) -> NDArray[np.bool_]:
-        """At which levels some element has no noise."""
-        return ~all_elements(self.sigma != 0)
+    def leaves_clean(self) -> NDArray[np.bool_]:
+        """On which steps noise comes to some element that has none."""
+        return ~all_elements((self.sigma[:-1] != 0) | (self.sigma[1:] == 0))
 
     def __len__(self) -> int:
         return len(self.t)
@@ -137,7 +137,8 @@ def _mean(values: Tensor) -> Tensor:
 
 def all_elements(which: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether something holds for all elements at each level: (n, *E) to (n,)."""
-    return which if which.ndim == 1 else which.all(tuple(range(1, which.ndim)))
+    axes = tuple(range(1, which.ndim))
+    return np.asarray(which.all(axes)) if axes else which
 
 
 def _cleaned(i: int, beta: Array, sigma: Array, lam: Array) -> tuple[Array, Array, Array]:
@@ -161,7 +162,7 @@ def first_order(t: Levels, r: Levels, damping: Array | float = 0.0) -> tuple[Arr
     """
     with np.errstate(all="ignore"):
         h = r.lam - t.lam
-        kept = (r.sigma / t.sigma) * np.exp(-damping)
+        kept = np.where(r.sigma == 0, 0.0, r.sigma / t.sigma) * np.exp(-damping)
         # Far apart nothing cancels, and the difference is right at both ends.
         near = np.abs(h + damping) < 0.7
         gain = np.where(near, -r.beta * np.expm1(-h - damping), r.beta - kept * t.beta)

@@ -103,7 +103,7 @@ def multistep(
     for i, a in enumerate(rows(kept)):
         slopes = {i - j: parts[j][i] for j in backwards if used[i][j]}
         moves.append(Move(t[i], kind, 0.0, a, slopes, (), t[i + 1]))
-    for i in np.flatnonzero(levels.clean[:-1]).tolist():
+    for i in np.flatnonzero(levels.leaves_clean).tolist():
         moves[i] = exact_step(levels, i, i)
     return moves
 
@@ -139,7 +139,7 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
     for i, a in enumerate(rows(kept)):
         slopes = {i - 1: before[i], i: now[i]} if both[i] else {i: now[i]}
         moves.append(Move(at[i], kind, 0.0, a, slopes, kicks[i], at[i + 1]))
-    for i in np.flatnonzero(levels.clean[:-1]).tolist():
+    for i in np.flatnonzero(levels.leaves_clean).tolist():
         moves[i] = exact_step(levels, i, i)
     return moves
 
@@ -167,7 +167,7 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     if published:
         return multistep(levels, count, _printed(levels, count))
     shares, corrections = extrapolated(levels, count), np.zeros((*levels.lam[1:].shape, 2))
-    if len(count) > 1 and not levels.clean[0]:
+    if len(count) > 1 and not levels.leaves_clean[0]:
         h = np.diff(levels.lam[:2], axis=0)
         ahead = np.full_like(h, 0.5)
         if count[0]:
@@ -221,7 +221,7 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     half = 0.5 * B[i] * h[i] / h[i - 1]
     shares[i, ..., 0], shares[i, ..., 1] = first[i] + half, -half
     corrections = np.zeros((*h.shape, shares.shape[-1] + 1))
-    told = ~levels.clean[: n - 1]  # the steps whose end the next one corrects
+    told = ~levels.leaves_clean[:-1]  # the steps whose end the next one corrects
     i = np.flatnonzero(told & (count[:-1] <= 1) & all_elements(np.isfinite(B[:-1])))
     corrections[i + 1, ..., 0], corrections[i + 1, ..., 1] = 0.5 * B[i], -0.5 * B[i]
     for q in set(count[:-1][told].tolist()) - {0, 1}:
@@ -262,6 +262,11 @@ def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
 def _times_inside(levels: Levels, i: Counts) -> Array:
     """The times at which lambda is at the `POINTS` of the steps."""
+    if levels.lam.ndim > 1:
+        raise OptionError(
+            'variant="t" of deis needs the time of each log-SNR, which differs between the elements of '
+            'this path. Give variant="log_rho" or "rho".'
+        )
     lam = levels.lam[i][..., None] + np.diff(levels.lam, axis=0)[i][..., None] * POINTS
     return levels.at(lam.ravel()).t.reshape(lam.shape)
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import OptionError
+from ..interpolant import Basis
 from ..noise import STREAMS
 
 Coefficient = float | Tensor
@@ -100,6 +101,7 @@ class Programme:
         slots: how many answers are kept at a time.
         stages: what is done.
         fresh: the stream of fresh normals.
+        basis: between which transforms coefficients that differ between elements multiply states.
     """
 
     start: float
@@ -107,6 +109,7 @@ class Programme:
     slots: int
     stages: list[Stage]
     fresh: int = STREAMS["churn"]
+    basis: Basis | None = None
 
     @property
     def noisy(self) -> bool:

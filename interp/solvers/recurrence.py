@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import views
-from ..arguments import host, like, whole
+from ..arguments import check_element, host, like, whole
 from ..coefficients import Coefficients
 from ..errors import InterpError, OptionError, Unsupported
 from ..hooks import Hook
@@ -48,6 +48,7 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
         term: PathODE | PathSDE, x: Tensor, request: Request, observer: Observer | None
     ) -> Plan:
         check_term(term, request)
+        check_element(host(request.ends[0]), x, term.path.element)
         times = request.times
         levels = Levels.of(term.path, times)
         if ending.wanted(term, request.ends, request.options):
@@ -77,10 +78,10 @@ def check_term(term: PathODE | PathSDE, request: Request) -> None:
             f"{name} needs a path with a Gaussian base, where data and noise tell each other. Use heun, "
             "rk4 or dopri5."
         )
-    if term.path.element:
+    if term.path.element and request.backend == "rust":
         raise Unsupported(
-            f"{name} has one coefficient a step, and the coefficients of this path differ between "
-            "elements. Use heun, rk4 or dopri5."
+            "the rust engine has one coefficient a step for all elements, and the coefficients of this "
+            'path differ between them. Use backend="torch" or "auto".'
         )
     if isinstance(term, PathSDE) and (term.diffusion != "reverse" or not term.exponential):
         raise Unsupported(
@@ -157,7 +158,9 @@ def programme_for(
         return pairs
 
     with torch.no_grad():
-        return compiled(moves, float(levels.t[0]), saves, stamps, converted)
+        made = compiled(moves, float(levels.t[0]), saves, stamps, converted)
+    made.basis = term.path.basis
+    return made
 
 
 # Noise

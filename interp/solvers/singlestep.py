@@ -24,8 +24,7 @@ HEUN3: Stages = ((1 / 3, (0,)), (2 / 3, (0, 1)), (1.0, (0, 2)))
 
 def singlestep(levels: Levels, stages: Stages) -> list[Move]:
     """The moves of a method."""
-    usable = levels.finite & ~levels.clean
-    finite = np.flatnonzero(usable[:-1] & levels.finite[1:])
+    finite = np.flatnonzero(levels.finite[:-1] & levels.finite[1:])
     begins, ends = levels[finite], levels[finite + 1]
     h = ends.lam - begins.lam
     inside = [begins, *(levels.at(begins.lam + c * h) for c, _ in stages[:-1]), ends]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...noise import BrownianPath, node_normals, stream_key
 from ..problem import NoiseKey, Problem, Report
-from ..programme import Noise, Programme, Stage
+from ..programme import Coefficient, Noise, Programme, Stage, vanishes
 from .run import Run, bad_rows, finite
 
 
@@ -42,6 +42,22 @@ class Normals:
         return node_normals(self.rows, self.row_len, first, key, number, self.device)
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def times(c: Coefficient, v: Tensor) -> Tensor:
+    """c v, with a number for each of the last axes' elements or one for all."""
+    return c.to(v) * v if isinstance(c, Tensor) else c * v
+
+
+def plus(total: Tensor, c: Coefficient, v: Tensor) -> Tensor:
+    """total + c v."""
+    if isinstance(c, Tensor):
+        return torch.addcmul(total, c.to(v), v)
+    return torch.add(total, v, alpha=c)
+
+
 class Stepper:
     """A programme in progress, one stage at a time.
 
@@ -63,6 +79,7 @@ class Stepper:
         self._stages = iter(programme.stages)
         self._slots: list[Tensor | None] = [None] * programme.slots
         self._normals = normals
+        self._basis = programme.basis or (_same, _same)
         self.stage: Stage | None = next(self._stages, None)
 
     @property
@@ -79,21 +96,29 @@ class Stepper:
         stage = self.stage
         if stage is None:
             raise ValueError("this programme has ended")
+        into, out = self._basis
+        here = into(self.here)
         if stage.evaluation is not None and answer is not None:
             _, p, q, slot = stage.evaluation
-            raw = (p, q) == (0.0, 1.0)
-            self._slots[slot] = answer if raw else torch.add(p * self.here, answer, alpha=q)
+            raw, answer = not isinstance(p, Tensor) and (p, q) == (0.0, 1.0), into(answer)
+            self._slots[slot] = answer if raw else plus(times(p, here), q, answer)
         total: Tensor | None = None
-        states = ((stage.start, self.start), (stage.here, self.here))
-        for c, v in (*states, *((c, self._slots[slot]) for slot, c in stage.slopes)):
-            if c != 0.0 and v is not None:
-                total = c * v if total is None else torch.add(total, v, alpha=c)
-        total = torch.zeros_like(self.here) if total is None else total
+        states = [(stage.here, here), *((c, self._slots[slot]) for slot, c in stage.slopes)]
+        if not vanishes(stage.start):
+            states.insert(0, (stage.start, into(self.start)))
+        for c, v in states:
+            if v is not None and not vanishes(c):
+                total = times(c, v) if total is None else plus(total, c, v)
+        total = torch.zeros_like(here) if total is None else total
         for draw in stage.noise:
             if self._normals is not None:
-                kick = self._normals.draw(draw)
+                size, s, r, area = draw
+                if isinstance(size, Tensor):
+                    total = plus(total, size, into(self._normals.draw((1.0, s, r, area))))
+                    continue
+                kick = into(self._normals.draw(draw))
                 total = total + (kick if diffusion is None else diffusion * kick)
-        return total
+        return out(total)
 
     def take(self, y: Tensor) -> None:
         """Go on from the state ``y`` that the stage has made."""
