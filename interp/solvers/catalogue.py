@@ -181,6 +181,7 @@ METHODS: dict[str, Method] = {
         _sampler("unipc", 2, multistep.unipc, "order", "variant", "prediction"),
         _sampler("deis", 2, multistep.deis, "order", "variant"),
         _sampler("ipndm", 2, multistep.ipndm, "order"),
+        _sampler("pndm", 2, multistep.pndm),
         _sampler("edm_heun", 2, edm.edm_heun, "s_churn", "s_min", "s_max", "s_noise", "depth"),
         _sampler("restart", 2, edm.restart, "segments", "depth"),
         _sampler("pc", 1, edm.predictor_corrector, "snr", "corrections", "depth", noisy=True),

@@ -192,6 +192,27 @@ def test_the_samples_are_theirs(method, options, cls, config, noise, steps, doub
         assert float((run.x - wanted).abs().max()) < bound
 
 
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(
+    "config", [{}, {"set_alpha_to_one": True}, {**SD, "steps_offset": 1}], ids=str
+)
+def test_the_start_of_pndm_is_theirs(config, steps):
+    """Three steps of Runge and Kutta's and Adams and Bashforth's from there, on their even indices."""
+    scheduler = in_double(diffusers.PNDMScheduler(**config))
+    base = torch.linspace(-1.5, 1.5, 6).reshape(2, 3)
+    wanted = theirs(scheduler, steps, base)
+    path, model = interp.from_diffusers(network, diffusers.PNDMScheduler(**config))
+    indices = sorted(set(scheduler._timesteps.tolist()), reverse=True)
+    indices += [] if config.get("set_alpha_to_one") or indices[-1] == 0 else [0]
+    times = [1 - (k + 1) / 1000 for k in indices] + [1.0] * ("set_alpha_to_one" in config)
+    # Theirs stops at index 0, and asks there once more for nothing.
+    for backend in ("rust", "torch"):
+        ends = (times[0], times[-1])
+        run = interp.solve(path.ode(model), base, ends, "pndm", grid=times, backend=backend)
+        assert float((run.x - wanted).abs().max()) < 1e-5
+        assert run.stats.nfe == len(times) - 1 + 9
+
+
 def test_two_stages_are_theirs_where_their_grid_has_the_middle():
     """Their second-order steps go over every other node, the one between being the stage: on steps even
     in log-SNR that is our midpoint. They take the last two by the first order. 1e-5 as above.
