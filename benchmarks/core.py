@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from report import interleaved, median, seconds, write
+from report import interleaved, median, seconds, without_init, write
 from torch import Tensor, nn
 
 from interp import couplings, schedules
@@ -141,12 +141,11 @@ def by_azula(net: MLP) -> Loss:
 
 
 def by_k_diffusion(net: MLP) -> Loss:
-    import k_diffusion
-
-    denoiser = k_diffusion.layers.Denoiser(Backward(net), sigma_data=0.5)
+    layers, utils = without_init("k_diffusion", "layers", "utils")
+    denoiser = layers.Denoiser(Backward(net), sigma_data=0.5)
 
     def loss(x1: Tensor) -> Tensor:
-        sigma = k_diffusion.utils.rand_log_normal([len(x1)], -1.2, 1.2)
+        sigma = utils.rand_log_normal([len(x1)], -1.2, 1.2)
         return denoiser.loss(x1, torch.randn_like(x1), sigma).mean()
 
     return loss

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -12,10 +14,27 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def without_init(package: str, *modules: str) -> list[ModuleType]:
+    """Modules of a package whose own __init__ is not run.
+
+    That of k-diffusion imports what it trains with (kornia, scikit-image, wandb, ...), which its samplers
+    and losses do not need.
+
+    Raises:
+        ImportError: a package that is not there, or a module whose own imports are not.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(f"no package {package!r}")
+    sys.modules.setdefault(package, importlib.util.module_from_spec(spec))
+    return [importlib.import_module(f"{package}.{module}") for module in modules]
 
 
 def interleaved(

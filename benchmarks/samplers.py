@@ -16,7 +16,7 @@ that are even in log-SNR.
 
 digits: the same for an MLP trained for some seconds on handwritten digits, against its own flow.
 
-k-diffusion is left out: its package needs a dozen others (kornia, scikit-image, wandb, ...).
+k-diffusion runs without its __init__, which imports a dozen packages that its samplers do not need.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from report import interleaved, median, seconds, write
+from report import interleaved, median, seconds, without_init, write
 from torch import Tensor
 
 import interp
@@ -43,7 +43,7 @@ with warnings.catch_warnings():
 
 F64 = torch.float64
 N, SEED, STEPS = 1000, 0, 50
-PACKAGES = ("interp", "torch", "diffusers", "azula", "numpy")
+PACKAGES = ("interp", "torch", "diffusers", "k-diffusion", "azula", "numpy")
 BUDGETS = (5, 8, 10, 15, 20, 30, 50, 100)
 FIGURE = Path(__file__).parent.parent / "docs" / "accuracy_for_work.png"
 
@@ -165,6 +165,31 @@ def by_azula(sampler: str) -> Run | None:
     return run
 
 
+def by_k(sampler: str, grid: str = "exponential", **options: object) -> Run | None:
+    """k-diffusion's, in x / beta and sigma / beta, on the table of the same betas."""
+    try:
+        sampling, external = without_init("k_diffusion", "sampling", "external")
+    except ImportError:
+        return None
+    kind = getattr(sampling, f"sample_{sampler}")
+    abar = (1 - betas()).cumprod(0)
+
+    def run(network: Network, x: Tensor, steps: int) -> Tensor:
+        denoiser = external.DiscreteEpsDDPMDenoiser(
+            lambda x, t: network(t, x), abar, quantize=False
+        )
+        low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
+        if grid == "linspace":
+            sigmas = denoiser.get_sigmas(steps)
+        else:
+            sigmas = getattr(sampling, f"get_sigmas_{grid}")(steps, low, high)
+        start = x * (1 + high**2) ** 0.5  # x / beta at the last index
+        denoiser.to(x.dtype)
+        return kind(denoiser, start, sigmas.to(x.dtype), disable=True, **options)
+
+    return run
+
+
 def loop(network: Network, x: Tensor, steps: int) -> Tensor:
     """Euler's method, as one would write it."""
     times = [k / steps for k in range(steps + 1)]
@@ -178,12 +203,14 @@ ENGINES: dict[str, dict[str, Run | None]] = {
     "ddim": {
         "interp": ours("ddim"),
         "diffusers": theirs("DDIMScheduler", **CLIP),
+        "k-diffusion": by_k("euler"),
         "azula": by_azula("DDIMSampler"),
         "loop": loop,
     },
     "dpm++2m": {
         "interp": ours("dpm++2m"),
         "diffusers": theirs("DPMSolverMultistepScheduler"),
+        "k-diffusion": by_k("dpmpp_2m"),
         "azula": by_azula("xEABSampler"),
         "loop": loop,
     },
@@ -224,7 +251,7 @@ def overhead(repeats: int) -> dict[str, object]:
 
 
 def overhead_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    names = ("interp", "loop", "diffusers", "azula")
+    names = ("interp", "loop", "diffusers", "k-diffusion", "azula")
     lines = ["| 50 steps | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
     for what, row in found.items():
         cells = [f"{100 * row[n]['overhead']:.1f} %" if n in row else "" for n in names]
@@ -235,7 +262,7 @@ def overhead_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
 # Accuracy for work
 
 KARRAS, EVEN = {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}
-PEERS: dict[str, Run] = {
+PEERS: dict[str, Run | None] = {
     "DDIM": theirs("DDIMScheduler", **CLIP),
     "PNDM": theirs("PNDMScheduler", skip_prk_steps=True),
     "Heun": theirs("HeunDiscreteScheduler"),
@@ -258,6 +285,16 @@ PEERS: dict[str, Run] = {
     "UniPC karras": theirs("UniPCMultistepScheduler", **KARRAS),
     "UniPC-3": theirs("UniPCMultistepScheduler", solver_order=3),
     "UniPC-3 karras": theirs("UniPCMultistepScheduler", solver_order=3, **KARRAS),
+    "k Heun karras": by_k("heun", "karras"),
+    "k DPM-2 karras": by_k("dpm_2", "karras"),
+    "k LMS": by_k("lms", "linspace"),
+    "k LMS karras": by_k("lms", "karras"),
+    "k LMS exponential": by_k("lms"),
+    "k DPM++2M": by_k("dpmpp_2m", "linspace"),
+    "k DPM++2M karras": by_k("dpmpp_2m", "karras"),
+    "k DPM++2M exponential": by_k("dpmpp_2m"),
+    "k DPM++3M karras": by_k("dpmpp_3m_sde", "karras", eta=0.0),
+    "k DPM++3M exponential": by_k("dpmpp_3m_sde", eta=0.0),
 }
 METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "ddim": ("ddim", {}),
@@ -358,7 +395,7 @@ def mixtures(many: int = 3, rows: int = 64) -> tuple[dict[str, object], dict[str
 def compared(network: Network, x: Tensor, truth: Tensor) -> tuple[dict[str, object], ...]:
     """All curves of a network from x."""
     return tuple(
-        {name: curve(run, network, x, truth) for name, run in runs.items()}
+        {name: curve(run, network, x, truth) for name, run in runs.items() if run is not None}
         for runs in (OURS, PEERS)
     )
 

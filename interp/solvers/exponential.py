@@ -65,8 +65,7 @@ class Levels:
         t = host(list(times))
         with torch.no_grad():
             beta, sigma, lam = (v.detach().numpy() for v in path.levels(t))
-        ends = [i for i in (0, len(t) - 1) if times[i] in (0.0, 1.0)]
-        for i in ends:
+        for i in [i for i, s in enumerate(times) if s in (0.0, 1.0)]:
             beta, sigma, lam = _cleaned(i, beta, sigma, lam)
         return cls(t.numpy(), beta, sigma, lam, path)
 
@@ -98,7 +97,7 @@ class Levels:
         values.
         """
         path = self.path
-        wanted = (lam if self.kind == "data" else -lam).reshape(len(lam), -1).mean(1)
+        wanted = over_elements(lam if self.kind == "data" else -lam)
         if path.element:
             t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()))
         else:
@@ -110,7 +109,7 @@ class Levels:
     @property
     def mean(self) -> Array:
         """Lambda's mean over the elements."""
-        return self.lam if self.lam.ndim == 1 else self.lam.reshape(len(self.lam), -1).mean(1)
+        return over_elements(self.lam)
 
     @property
     def lengths(self) -> Array:
@@ -133,6 +132,11 @@ class Levels:
 
 def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
+
+
+def over_elements(values: Array) -> Array:
+    """The mean over the elements at each level: (n, *E) to (n,)."""
+    return values if values.ndim == 1 else values.mean(tuple(range(1, values.ndim)))
 
 
 def all_elements(which: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,12 +2,14 @@
 
 All of them are x_r = kept x_t + beta_r sum_j w_j P_{i - j} with P the data estimate, or the noise
 estimate with the roles of beta and sigma exchanged; they differ in the weights. A step from or to where
-log-SNR is infinite, and the first one, is the first-order one.
+log-SNR is infinite, and the first one, is the first-order one; ``last_order=2`` makes that to clean data
+one of second order (`ending`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,31 @@ def multistep(
     return moves
 
 
+def ending(levels: Levels, moves: list[Move], options: Mapping[str, Any]) -> list[Move]:
+    """The moves with a last step to clean data of ``last_order``: 1, as published, or 2.
+
+    Near data the noise estimate n is a line in s = sigma / beta, n = a + b s, along which the data estimate
+    is D = x_1 - b s^2 / 2: of second order the step weighs the last two D by the line in s^2 at s = 0,
+    or the last two n by the mean of their line over the step. Where the density is smooth at the last s,
+    that is worth much: D alone is off by s^2 / 2 times the score.
+    """
+    order = whole("last_order", options.get("last_order", 1), 1, 2)
+    side = levels if levels.kind == "data" else levels.other
+    finite = levels.finite[-3:].tolist()
+    if order == 1 or (side.sigma[-1] != 0).any() or finite != [True, True, False]:
+        return moves
+    before, s = np.exp(-side.lam[-3:-1])
+    _, gain, _ = one_step(levels[-2:])
+    share = gain[0] * (
+        s**2 / (before**2 - s**2) if levels.kind == "data" else 0.5 * s / (before - s)
+    )
+    (more,) = rows(share[None])
+    slopes, i = dict(moves[-1].slopes), len(moves) - 1
+    slopes[i] = slopes.get(i, 0.0) + more
+    slopes[i - 1] = slopes.get(i - 1, 0.0) - more
+    return [*moves[:-1], replace(moves[-1], slopes=slopes)]
+
+
 def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> list[Move]:
     """x_r = kept x + gain (D_i + (D_i - D_{i-1}) / (2 ratio)) + noise,  ratio = h_{i-1} / h_i.
 
@@ -141,7 +168,7 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
         moves.append(Move(at[i], kind, 0.0, a, slopes, kicks[i], at[i + 1]))
     for i in np.flatnonzero(levels.leaves_clean).tolist():
         moves[i] = exact_step(levels, i, i)
-    return moves
+    return ending(levels, moves, options)
 
 
 def dpmpp_2m_sde(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
@@ -165,7 +192,7 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         raise OptionError(f"published={published!r} is neither True nor False. Give one.")
     count = answers(levels, 3)
     if published:
-        return multistep(levels, count, _printed(levels, count))
+        return ending(levels, multistep(levels, count, _printed(levels, count)), options)
     shares, corrections = extrapolated(levels, count), np.zeros((*levels.lam[1:].shape, 2))
     if len(count) > 1 and not levels.leaves_clean[0]:
         h = np.diff(levels.lam[:2], axis=0)
@@ -173,7 +200,7 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         if count[0]:
             ahead = weights(h, np.broadcast_to([0.0, 1.0], (*h.shape, 2)))[..., 1]
         corrections[1] = np.stack([ahead[0], -ahead[0]], -1)
-    return multistep(levels, count, shares, corrections)
+    return ending(levels, multistep(levels, count, shares, corrections), options)
 
 
 def _printed(levels: Levels, count: Counts) -> Array:
@@ -218,8 +245,9 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     count = np.minimum(answers(levels, p), np.arange(n, 0, -1))
     shares = extrapolated(levels, count)
     i = np.flatnonzero(count == 2)
-    half = 0.5 * B[i] * h[i] / h[i - 1]
-    shares[i, ..., 0], shares[i, ..., 1] = first[i] + half, -half
+    if len(i):
+        half = 0.5 * B[i] * h[i] / h[i - 1]
+        shares[i, ..., 0], shares[i, ..., 1] = first[i] + half, -half
     corrections = np.zeros((*h.shape, shares.shape[-1] + 1))
     told = ~levels.leaves_clean[:-1]  # the steps whose end the next one corrects
     i = np.flatnonzero(told & (count[:-1] <= 1) & all_elements(np.isfinite(B[:-1])))
@@ -229,7 +257,7 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         better = weights(h[i], looking_back(levels, i, i[:, None] + 1 - np.arange(q + 1)))
         better[..., 1:] -= shares[i, ..., :q]
         corrections[i + 1, ..., : q + 1] = better
-    return multistep(levels, count, shares, corrections)
+    return ending(levels, multistep(levels, count, shares, corrections), options)
 
 
 def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
@@ -246,7 +274,7 @@ def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     variant = choice("deis", options, "variant", ("log_rho", "rho", "t"))
     count = answers(levels, whole("order", options.get("order", 3), 1, 4))
     if variant == "log_rho":
-        return multistep(levels, count, extrapolated(levels, count))
+        return ending(levels, multistep(levels, count, extrapolated(levels, count)), options)
     i = np.flatnonzero(count > 0)
     variable = np.full((*levels.lam.shape, 1 + len(POINTS)), np.nan)
     if variant == "t":
@@ -257,7 +285,8 @@ def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
             variable[..., 0] = np.exp(levels.lam)
         h = np.diff(levels.lam, axis=0)[i]
         variable[i, ..., 1:] = np.exp(levels.lam[i][..., None] + h[..., None] * POINTS)
-    return multistep(levels, count, extrapolated(levels, count, variable))
+    shares = extrapolated(levels, count, variable)
+    return ending(levels, multistep(levels, count, shares), options)
 
 
 def _times_inside(levels: Levels, i: Counts) -> Array:
@@ -295,7 +324,7 @@ def ipndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     shares = np.zeros((*gain.shape, int(count.max(initial=1))))
     for m in set(count.tolist()) - {0}:
         shares[count == m, ..., :m] = unit[count == m][..., None] * _ADAMS[m]
-    return multistep(levels, count, shares)
+    return ending(levels, multistep(levels, count, shares), options)
 
 
 def pndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
@@ -314,7 +343,7 @@ def pndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     t, r = levels[starts], levels[starts + 1]
     middle = Levels.of(levels.path, ((t.t + r.t) / 2).tolist()).other if len(starts) else t
     (near, half, _), (far, gain, _) = first_order(t, middle), first_order(t, r)
-    to_middle = (middle.t.tolist(), rows(near), rows(half))
+    m, to_middle = middle.t.tolist(), (rows(near), rows(half))
     to_end = (rows(far), rows(gain), rows(gain / 3), rows(gain / 6))
     kept, whole, _ = one_step(levels)
     shares = [rows(whole * c) for c in _ADAMS[4]]
@@ -335,12 +364,12 @@ def pndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
             moves.append(Move(at, levels.kind, 0.0, kept_rows[i], slopes, (), end))
             n += 1
             continue
-        (m, a, b), (c, full, third, sixth) = (tuple(v[k] for v in w) for w in (to_middle, to_end))
+        (a, b), (c, full, third, sixth) = (tuple(v[k] for v in w) for w in (to_middle, to_end))
         mean = {n: sixth, n + 1: third, n + 2: third, n + 3: sixth}
         moves += [
             Move(at, levels.kind, a, 0.0, {n: b}),
-            Move(m, levels.kind, a, 0.0, {n + 1: b}),
-            Move(m, levels.kind, c, 0.0, {n + 2: full}),
+            Move(m[k], levels.kind, a, 0.0, {n + 1: b}),
+            Move(m[k], levels.kind, c, 0.0, {n + 2: full}),
             Move(end, levels.kind, c, 0.0, mean, (), end),
         ]
         n += 4

@@ -383,3 +383,17 @@ def test_a_churned_run_keeps_the_law() -> None:
         mean, variance = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.25, 0.09]).double()
         assert ((sol.x.mean(0) - mean).abs() < 5 * (variance / 4000).sqrt() + 0.01).all()
         assert ((sol.x.var(0) / variance - 1).abs() < 5 * (2 / 4000) ** 0.5 + 0.05).all()
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_runs_of_a_few_steps(method: str) -> None:
+    """One to four steps from nothing but noise: fewer answers than an order wants, and no finite step."""
+    orders = (
+        [3, 4] if "order" in next(m.options for m in interp.methods() if m.name == method) else []
+    )
+    for path in (PATHS["linear"], TABLE, schedules.variance_exploding(0.02, 10.0)):
+        term = path.ode(lambda t, x: 0.3 * x, view="data")
+        for steps in (1, 2, 3, 4):
+            for options in ({}, *({"order": p} for p in orders)):
+                run = interp.solve(term, start(), method=method, steps=steps, seed=0, **options)  # type: ignore[arg-type]
+                assert run.x.isfinite().all()
