@@ -11,7 +11,8 @@ mixtures: the root mean square distance of the ends from
 those of the exact flow (dop853 at 1e-12, of the same start), over evaluations. The network is the exact
 noise estimate of 2-d mixtures on the table of DDPM (Ho et al. 2020), so that nothing but the sampler errs.
 Peers run in float64 from the last index, on each of their grids; ours on the same
-timesteps, and on two grids of our own (log_snr, karras). "exponential" and "lu" are their names for steps
+timesteps, and on two grids of our own (log_snr, karras); "last 2" has a last step of second order.
+"exponential" and "lu" are their names for steps
 that are even in log-SNR.
 
 digits: the same for an MLP trained for some seconds on handwritten digits, against its own flow.
@@ -306,6 +307,10 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "deis-3": ("deis", {"order": 3}),
     "edm_heun": ("edm_heun", {}),
     "dpm++3s": ("dpm++3s", {}),
+    "unipc, last 2": ("unipc", {"last_order": 2}),
+    "unipc-3, last 2": ("unipc", {"order": 3, "last_order": 2}),
+    "dpm++3m, last 2": ("dpm++3m", {"last_order": 2}),
+    "deis-3, last 2": ("deis", {"order": 3, "last_order": 2}),
 }
 GRIDS = ("trailing", "log_snr", "karras")
 OURS = {
@@ -446,7 +451,7 @@ def accuracy_table(
 ) -> str:
     """The best of ours and of theirs for each number of evaluations, and the pairs on one grid."""
     lines = [
-        "| evaluations | ours | error | diffusers' | error | ratio |",
+        "| evaluations | ours | error | peers' | error | ratio |",
         "|---|---|---|---|---|---|",
     ]
     for b in BUDGETS:
@@ -464,7 +469,7 @@ def picture(parts: Mapping[str, tuple[Mapping[str, Mapping[int, float]], ...]]) 
         for curves, colour in ((peers, "0.75"), (mine, "#9ecae1")):
             for values in curves.values():
                 ax.plot(list(values), list(values.values()), color=colour, lw=0.8)
-        named = ((peers, "0.25", "best of diffusers"), (mine, "#08519c", "best of interp"))
+        named = ((peers, "0.25", "best of the peers"), (mine, "#08519c", "best of interp"))
         for curves, colour, name in named:
             ax.plot(BUDGETS, [best(curves, b)[1] for b in BUDGETS], color=colour, lw=2, label=name)
         ax.set(xscale="log", yscale="log")
@@ -499,7 +504,7 @@ def main() -> None:
         print(f"\n{what}\n{accuracy_table(mine, peers)}")
     if parts:
         tables = {what: accuracy_table(*curves) for what, curves in parts.items()}
-        content = {what: {"interp": c[0], "diffusers": c[1]} for what, c in parts.items()}
+        content = {what: {"interp": c[0], "peers": c[1]} for what, c in parts.items()}
         print(
             "written to", write("samplers_accuracy", PACKAGES, SEED, errors=content, tables=tables)
         )

@@ -41,10 +41,12 @@ def test_a_hook_that_changes_nothing_changes_nothing(method: str, name: str, vie
         assert same.stats.nfe == plain.stats.nfe
 
 
-@pytest.mark.parametrize("method", SAMPLERS)
+@pytest.mark.parametrize("method", [m for m in SAMPLERS if m != "pndm"])
 @pytest.mark.parametrize("name", PATHS)
 def test_clipped_samples_are_in_the_box(method: str, name: str) -> None:
-    """All of these end with a first-order step, whose end is the clipped estimate or in between."""
+    """All of these end with a first-order step, whose end is the clipped estimate or in between (pndm's
+    extrapolates over its last step as well).
+    """
     path = PATHS[name]
     term = path.ode(MIXTURE.velocity(path), view="velocity")
     x = start(path)
