@@ -397,3 +397,23 @@ def test_runs_of_a_few_steps(method: str) -> None:
             for options in ({}, *({"order": p} for p in orders)):
                 run = interp.solve(term, start(), method=method, steps=steps, seed=0, **options)  # type: ignore[arg-type]
                 assert run.x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "method", ["ddim", "dpm++2m", "dpm++3m", "unipc", "deis", "ipndm", "edm_heun"]
+)
+def test_a_path_is_asked_once_for_all_nodes(method: str) -> None:
+    """Set-up does not grow with the steps: one question for the grid, and those of the two ends."""
+    asked: list[int] = []
+
+    def alpha(t: Tensor) -> Tensor:
+        asked.append(t.numel())
+        return torch.cos(math.pi / 2 * t)
+
+    path = interp.Interpolant(alpha, lambda t: torch.sin(math.pi / 2 * t))
+    for view in ("data", "noise", "v_prediction"):
+        asked.clear()
+        term = path.ode(lambda t, x: 0.3 * x, view=view)
+        interp.solve(term, start(), (0.01, 1.0), method, steps=40)
+        assert [n for n in asked if n > 1] == [41]
+        assert len(asked) <= 4
