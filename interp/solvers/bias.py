@@ -19,7 +19,7 @@ from torch import Tensor
 from ..arguments import host, real, whole
 from ..errors import InterpError, OptionError
 from ..terms import PathODE, PathSDE
-from . import grids, torch_backend
+from . import grids, reversible_heun, torch_backend
 from .plan import Plan, Request
 from .programme import Noise
 from .torch_backend.recurrence import Stepper
@@ -101,10 +101,12 @@ def _samplers(methods: Mapping[str, Method]) -> list[_Sampler]:
     """Every way to draw noise: diffusions of an SDE's methods, and own options of a path's."""
     found: list[_Sampler] = []
     for method in methods.values():
-        if method.kind == "sde" and not method.reversible:
+        if method.kind == "sde":
             found += [(method, eps, {}) for eps in (0.5, 1.0, "reverse")]
         elif "eta" in method.options:
             found += [(method, None, {"eta": 1.0})]
+        elif "s_churn" in method.options:
+            found += [(method, None, {"s_churn": 10.0})]
         elif "path.sde" in method.terms:
             found += [(method, "reverse", {})]
     return found
@@ -197,6 +199,8 @@ def _run(plan: Plan) -> Tensor:
             answer = None if asked is None else problem.field(problem.told(asked[0]), stepper.here)
             stepper.advance(answer)
         return stepper.start
+    if plan.engine is reversible_heun.kept:
+        return _pair(plan, units)
     if plan.engine is not torch_backend.stochastic:
         raise OptionError("a sampler that is no recurrence of its own has no table. Leave it out.")
     scheme, _, _, grid, _ = plan.arguments
@@ -206,3 +210,13 @@ def _run(plan: Plan) -> Tensor:
         w, area = units.unit(math.sqrt(h)), units.unit(math.sqrt(h / 12))
         run.y = Step(run, scheme, t, end, w, area).make()
     return run.y
+
+
+def _pair(plan: Plan, units: _Units) -> Tensor:
+    """The same of the pair of states of the reversible Heun method."""
+    run, grid = Run(plan.problem), plan.arguments[2]
+    steps, state = reversible_heun.Steps(run), torch.stack([run.y, run.y])
+    at = steps.slopes(grid[0], run.y)
+    for t, end in itertools.pairwise(grid):
+        state, at = steps.ahead(t, end, state, units.unit(math.sqrt(end - t)), at)
+    return state[0]

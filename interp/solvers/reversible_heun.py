@@ -26,7 +26,16 @@ from .gradients import carried, leaves_of, pulled
 from .plan import Engine, Plan, Request, pose
 from .problem import NoiseKey, Observer, Problem, Report
 from .recurrence import noise_key
-from .stochastic import drift_of, native_drift, noise_of, require_calculus, require_saves_on
+from .stochastic import (
+    drift_of,
+    native_drift,
+    noise_of,
+    own_stop,
+    require_calculus,
+    require_finite,
+    require_saves_on,
+)
+from .stochastic_tableaus import HEUN
 from .torch_backend.run import Run, bad_rows, finite
 from .torch_backend.stochastic import Noise
 
@@ -40,33 +49,36 @@ def reversible_heun(
         raise OptionError("reversible_heun takes the steps it is given. Give steps=N.")
     noise = noise_of(term, x, request.ends[0], request.cond)
     require_calculus("reversible_heun", term, noise, ito=False, matrix=True)
+    require_finite(request, term)
     require_saves_on(grid, request.saves)
-    problem = pose(
-        x, x, request.saves, drift_of(term, request.cond), term.exact_time, request.backend
-    )
+    stop, last = own_stop(HEUN, request, term)
+    saves = [s for s in request.saves if last is None or s != last]
+    drift = drift_of(term, request.cond)
+    problem = pose(x, x, saves, drift, term.exact_time, request.backend)
     problem.native = native_drift(term, x, request)
     problem.diffusion, problem.channels = noise.field, noise.channels
     problem.observer = observer
     key = noise_key(term, x, grid, request)
-    engine: Engine = rust_backend.reversible_heun if request.backend == "rust" else _kept
+    grid = grid if last is None else grid[:-1]
+    engine: Engine = rust_backend.reversible_heun if request.backend == "rust" else kept
     if request.gradient == "reversible":
         engine = _undone
-    start, stop = request.ends
     arguments = (noise.shared, key, grid)
     return Plan(
-        engine, arguments, problem, request.saves, request.asked, None, start, stop, noise=key
-    )
+        engine, arguments, problem, request.saves, request.asked, None, request.ends[0], stop, last,
+        noise=key,
+    )  # fmt: skip
 
 
 Slopes = tuple[Tensor, Tensor]
 _Ahead = tuple[Tensor, Slopes]
 
 
-class _Steps:
+class Steps:
     """Single steps, forward and back."""
 
-    def __init__(self, run: Run, noise: Noise) -> None:
-        self.run, self.noise = run, noise
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
     def slopes(self, t: float, y: Tensor) -> Slopes:
         """Drift and diffusion."""
@@ -104,11 +116,11 @@ class _Steps:
         return torch.stack([z - 0.5 * h * (f + f_start) - 0.5 * kicks, hat_start])
 
 
-def _kept(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> Report:
+def kept(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) -> Report:
     """A run of which autograd, where it watches, keeps everything."""
     run = Run(problem)
     noise = Noise(problem, shared, key, run.y)
-    steps, state = _Steps(run, noise), torch.stack([run.y, run.y])
+    steps, state = Steps(run), torch.stack([run.y, run.y])
     run.save_state(grid[0])
     pairs = list(itertools.pairwise(grid))
     at = steps.slopes(grid[0], run.y)
@@ -126,7 +138,7 @@ class _Leg:
     """The run from one output time to the next, as `interp.solvers.gradients` carries it."""
 
     def __init__(self, run: Run, noise: Noise, grid: list[float]) -> None:
-        self.steps, self.run, self.noise, self.grid = _Steps(run, noise), run, noise, grid
+        self.steps, self.run, self.noise, self.grid = Steps(run), run, noise, grid
         self.status, self.t = "done", grid[-1]
 
     def forward(self, state: Tensor) -> Tensor:

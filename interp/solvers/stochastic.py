@@ -81,22 +81,22 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
     def plan(term: SDE | PathSDE, x: Tensor, request: Request, observer: Observer | None) -> Plan:
         noise = noise_of(term, x, request.ends[0], request.cond)
         chosen = choose(request, term, noise)
-        _require_finite(request, term)
+        require_finite(request, term)
         field, saves = drift_of(term, request.cond), request.saves
-        stop = _stop(chosen, request, term)
-        if stop != request.ends[1]:
-            saves = [s for s in saves if s != request.ends[1]]
+        stop, last = own_stop(chosen, request, term)
+        if last is not None:
+            saves = [s for s in saves if s != last]
         problem = pose(x, x, saves, field, term.exact_time, request.backend)
         problem.native = native_drift(term, x, request)
         problem.diffusion, problem.channels = noise.field, noise.channels
         problem.correction = _correction(noise.field)
         problem.observer = observer
-        return _run(chosen, problem, noise, request, term, x, stop)
+        return _run(chosen, problem, noise, request, term, x, stop, last)
 
     return plan
 
 
-def _require_finite(request: Request, term: SDE | PathSDE) -> None:
+def require_finite(request: Request, term: SDE | PathSDE) -> None:
     """Refuse a run from where G is infinite.
 
     Raises:
@@ -111,8 +111,10 @@ def _require_finite(request: Request, term: SDE | PathSDE) -> None:
         )
 
 
-def _stop(chosen: Scheme, request: Request, term: SDE | PathSDE) -> float:
-    """Where the scheme's own steps end: one before clean data, if it would ask for the score there."""
+def own_stop(chosen: Scheme, request: Request, term: SDE | PathSDE) -> tuple[float, float | None]:
+    """Where the scheme's own steps end: one before clean data, if it would ask for the score there; and
+    the end of the first-order step that follows then.
+    """
     (start, stop), grid = request.ends, request.grid
     asks = any(c == 1 and kind == "drift" for c, kind, _ in chosen.stages)
     if (
@@ -120,17 +122,16 @@ def _stop(chosen: Scheme, request: Request, term: SDE | PathSDE) -> float:
         or start > stop
         or not (asks and isinstance(term, PathSDE) and term.exponential)
     ):
-        return stop
+        return stop, None
     clean = float(term.path.coefficients(host(stop)).sigma) <= NEGLIGIBLE
-    return grid[-2] if clean and term.view not in NOISE_LIKE else stop
+    return (grid[-2], stop) if clean and term.view not in NOISE_LIKE else (stop, None)
 
 
 def _run(
     chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor,
-    stop: float,
+    stop: float, last: float | None,
 ) -> Plan:  # fmt: skip
     start, grid = request.ends[0], request.grid
-    last = None if stop == request.ends[1] else request.ends[1]
     goal = None
     if grid is None:
         # Its times are the tree's own, so that the depth only says how short a step may become.

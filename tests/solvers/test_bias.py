@@ -44,7 +44,8 @@ def test_the_table_is_what_runs_leave() -> None:
             diffusion: Any = eps if eps == "reverse" else float(eps)
             term = path.sde(data(path), view="data", diffusion=diffusion)
         else:
-            options["eta"] = float(row.noise.removeprefix("eta="))
+            name, value = row.noise.split("=")
+            options[name] = float(value)
         sol = interp.solve(term, x, method=row.name, steps=10, seed=2, **options)
         # Five standard errors of so many normals.
         assert float(sol.x.mean()) == pytest.approx(
