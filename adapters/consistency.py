@@ -55,7 +55,8 @@ class Consistency(FewStep):
 
     x_t and x_r have one x1 and one z; the label is hidden from both. Training tells how far it is
     (`objectives`); `loss` alone takes the middle of the curriculum. In several steps it samples by
-    mapping to the data and noising again. There is no density.
+    mapping to the data and noising again, at even times (Karras's levels on EDM's path) or at levels that
+    are asked for, ``grid=("sigmas", [80.0, 0.8])``. There is no density.
 
     Ours, for small networks: lr 1e-3, times told at frequencies up to 10; sct's second term comes in over the
     first tenth of the run (theirs: 10 000 steps, when fine-tuned); a student starts from its own weights.

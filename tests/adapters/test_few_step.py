@@ -495,6 +495,27 @@ def test_a_map_is_one_call_a_step():
     torch.testing.assert_close(five, wanted, rtol=0, atol=1e-12)
 
 
+def test_several_steps_of_a_consistency_model_go_through_the_levels_that_are_asked_for():
+    """The exact function from 80 and, noised again, from 0.8: N(M, S^2 + e^2) after one step and two."""
+    path, told = schedules.edm(0.002, 80.0), []
+
+    class Told(Ends):
+        def forward(self, level, scaled, label=None):
+            told.append(torch.exp(4 * level).max().item())
+            return super().forward(level, scaled)
+
+    family = adapters.create("consistency", (2,), Told(GAUSSIAN, path, False)).double()
+    one = family.sample(4000, seed=1)
+    told.clear()
+    two = family.sample(4000, seed=1, grid=("sigmas", [80.0, 0.8]))
+    assert told == pytest.approx([80.0, 0.8])
+    # 8000 numbers: standard errors of .0067 and .0047; both begin at the same noise and part at 0.8.
+    for x in (one, two):
+        assert x.mean().item() == pytest.approx(M, abs=0.025)
+        assert x.std().item() == pytest.approx(S, abs=0.018)
+    assert (one - two).std().item() > 0.3 * S
+
+
 @RELAXED
 @pytest.mark.parametrize("kind", ["mlp", "unet", "dit"])
 def test_networks_of_two_times(kind):
