@@ -298,4 +298,7 @@ def _points() -> Sequence[EntryPoint]:
 
 
 def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "an unknown distribution"
+    name = (
+        None if point.dist is None else point.dist.name
+    )  # None too where its metadata are damaged
+    return name or "an unknown distribution"
