@@ -54,6 +54,18 @@ MADE_ONE: Sequence[tuple[str, dict[str, Any], str, dict[str, Any], str]] = (
         "ddpm", {"prediction": "v_prediction"}, "ddim", {},
         "v = beta n - sigma D against n",
     ),
+    (
+        "schroedinger_bridge", {"method": "dsbm"}, "schroedinger_bridge", {},
+        "where the iterative fitting stops is the bridge of the entropic plan",
+    ),
+    (
+        "flow_matching", {"variant": "sb_cfm"}, "schroedinger_bridge", {},
+        "the flow of the same bridge, of which one learns the score too",
+    ),
+    (
+        "latent_diffusion", {"prior": "rectified_flow"}, "latent_diffusion", {},
+        "priors that are one, in the latents of one autoencoder",
+    ),
 )  # fmt: skip
 
 
@@ -79,13 +91,14 @@ def ordered(names: Sequence[str]) -> list[str]:
     """Those of a path first, by what their bases and pairs are; so that blocks are seen."""
     members = {name: made(name) for name in names}
 
-    def key(name: str) -> tuple[bool, bool, str, bool, str]:
+    def key(name: str) -> tuple[bool, bool, bool, str, bool, str]:
         alike = compare(members[name], members["flow_matching"])
         exact = alike.models[0]
         if exact is None:
-            return True, False, "", False, name
+            return True, False, False, "", False, name
         paired = "" if exact.pairs == "independent" else exact.pairs
-        return False, not exact.path.gaussian_base, paired, alike.relation == "map", name
+        other, base = exact.space != "data", not exact.path.gaussian_base
+        return False, other, base, paired, alike.relation == "map", name
 
     return sorted(names, key=key)
 
@@ -127,7 +140,7 @@ def _cell(axes: Any, x: float, y: float, report: FamilyReport, below: bool) -> N
 
     colour = COLOURS[report.relation]
     axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, color=colour, linewidth=0))
-    if report.relation == "none":
+    if report.relation in ("none", "space"):
         return
     if below:
         text = "" if math.isnan(report.loss_ratio) else f"×{short(report.loss_ratio)}"
@@ -135,7 +148,7 @@ def _cell(axes: Any, x: float, y: float, report: FamilyReport, below: bool) -> N
         text = "yes"
     else:
         text = angle(report.max_error)
-    dark = report.relation == "one"
+    dark = report.relation in ("one", "maps")
     axes.text(
         x, y, text, ha="center", va="center", fontsize=6, color="white" if dark else style.INK
     )
@@ -171,8 +184,8 @@ target.
 Two families are **one** where a change of time t → s(t), of scale x → c(t) x and of view
 (`Interpolant.convert`) makes the exact model of each that of the other, for every law of the data: where
 the ratios alpha : beta : gamma run through one curve (with a Gaussian base, through one range of log-SNR),
-noise and data are paired alike, and both networks are fields or both are maps. It says no to what is merely
-close: what it allows is an angle of 1e-6. The last column of the picture is each family against its twin:
+noise and data are paired alike, in one space, and both networks are fields or both are maps to as many times.
+It says no to what is merely close: what it allows is an angle of 1e-6. The last column of the picture is each family against its twin:
 itself on a path that begins at t = 0.01, or with one of its numbers a hundredth off.
 """
 
@@ -266,6 +279,8 @@ def _row(a: str, b: str, report: FamilyReport) -> str:
 def _apart(report: FamilyReport) -> str:
     if report.relation == "pairs" and not math.isnan(report.pairs_apart):
         return f"velocities {report.pairs_apart:.2g}"
+    if report.relation == "maps" and not math.isnan(report.maps_apart):
+        return f"maps {report.maps_apart:.0e}"
     found = [v for v in report.apart if not math.isnan(v)]
     return ", ".join(f"{v:.0e}" if v else "0" for v in found) if found else "–"
 

@@ -142,7 +142,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 def test_conditional_asks_for_labels():
-    with pytest.raises(OptionError, match=r"no labels are given. Call it with labels="):
+    with pytest.raises(OptionError, match=r"no labels are given. Add a 'label' to the batch"):
         couplings.conditional()(X, X)
     with pytest.raises(
         OptionError, match=r"torch\.float32, of which no two need be equal.*weight="
