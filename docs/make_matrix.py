@@ -186,7 +186,8 @@ Two families are **one** where a change of time t → s(t), of scale x → c(t) 
 the ratios alpha : beta : gamma run through one curve (with a Gaussian base, through one range of log-SNR),
 noise and data are paired alike, in one space, and both networks are fields or both are maps to as many times.
 It says no to what is merely close: what it allows is an angle of 1e-6. The last column of the picture is
-each family against its twin: itself on a path that begins at t = 0.01, or with one of its numbers a hundredth off.
+each family against its twin: itself on a path that begins at t = 0.01, or with one of its numbers a
+hundredth off.
 """
 
 
