@@ -17,3 +17,15 @@ def derive(seed: int, *keys: int | str) -> int:
 def generator(device: torch.device | str, seed: int, *keys: int | str) -> Generator:
     """A generator on ``device``, started at ``derive(seed, *keys)``."""
     return Generator(device).manual_seed(derive(seed, *keys))
+
+
+def seed_global(seed: int) -> None:
+    """Start torch's global generators, as ``torch.manual_seed`` does.
+
+    Where there is no accelerator, that formats a stack trace at every call, for the day on which one comes:
+    a tenth of a step of a small network.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

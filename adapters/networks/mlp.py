@@ -11,7 +11,12 @@ from .conditioning import Conditioning, Modulated, zero
 
 
 class MLP(nn.Module):
-    """``depth`` residual blocks on the flattened point: h += W2 silu(film(W1 h)).
+    """``depth`` residual blocks on the flattened point, h += W2 silu(W1 film(norm(h))), and beside them
+
+        out = W silu(h) + U (g(t) * V x),
+
+    which is all that the velocity of a Gaussian is: linear in x, in a basis of its own, each direction with
+    its share at each time. What is left to the blocks is what the data are beyond a Gaussian.
 
     Args:
         shape: of one point, without the batch.
@@ -39,14 +44,19 @@ class MLP(nn.Module):
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
         self.last = zero(nn.Linear(width, outputs * size))
+        rank = min(size, width)
+        self.into = nn.Linear(size, rank, bias=False)
+        self.gate = nn.Linear(width, rank)
+        self.out = zero(nn.Linear(rank, outputs * size, bias=False))
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
         """``outputs`` tensors of x's shape; ``t`` is 0-d or (rows,), ``label`` (rows,) or None."""
         e = nn.functional.silu(self.conditioning(t, label))
-        h = self.first(x.flatten(1))
+        flat = x.flatten(1)
+        h = self.first(flat)
         for block in self.blocks:
             h = block(h, e)
-        out: Tensor = self.last(nn.functional.silu(h))
+        out: Tensor = self.last(nn.functional.silu(h)) + self.out(self.gate(e) * self.into(flat))
         return out.reshape(x.shape[0], *self.shape)
 
 

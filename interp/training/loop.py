@@ -16,7 +16,7 @@ from ..background import ahead_of, spare_core
 from ..errors import OptionError
 from ..families import Batch, Family
 from ..noise import check_seed
-from ..seeds import derive, generator
+from ..seeds import derive, generator, seed_global
 from . import pictures
 from .batches import Data, batches, check_tensors
 from .checkpoint import SCHEMA
@@ -150,7 +150,7 @@ def _steps(state: State, stream: Iterator[Batch], seed: int) -> Iterator[dict[st
         while state.step < state.total:
             begun, step = time.perf_counter(), state.step
             batch = _to(next(prepared), state.device, dtype)
-            torch.manual_seed(derive(seed, "global", step))
+            seed_global(derive(seed, "global", step))
             stage = state.family.stage(step, state.total)
             state.module.train()
             losses = state.advance(batch, generator(state.device, seed, "step", step))
@@ -171,7 +171,7 @@ def _prepared(state: State, stream: Iterator[Batch], seed: int) -> Generator[Bat
 
     def drawn() -> Iterator[tuple[int, Batch]]:
         for step in range(state.step, state.total):
-            torch.manual_seed(derive(seed, "data", step))
+            seed_global(derive(seed, "data", step))
             yield step, next(stream)
 
     def prepare(numbered: tuple[int, Batch]) -> Batch:
