@@ -3,7 +3,8 @@
 With s = sigma / beta the noise level, K the steps of the run and k the present one:
 
     CT   N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, s0 = 2, s1 = 150  (2303.01469, appendix C)
-    iCT  N(k) = min(10 2^floor(k / K'), 1280) + 1, K' = floor(K / (log2 128 + 1))     (2310.14189, eq. 7)
+    iCT  N(k) = min(s0 2^floor(k / K'), s1) + 1, K' = floor(K / (log2(s1 / s0) + 1)) (2310.14189, eq. 7),
+         s0 = 10, s1 = 1280
     ECT  s_r = s_t (1 - (1 + 8 sigmoid(-s_t)) / 2^(stage + 1)), 0 or more             (2406.14548, eq. 19)
 
 N levels lie evenly in s^(1/7) between 0.002 and 80, or what of that the path has. t is drawn by the
@@ -27,7 +28,7 @@ LOW, HIGH, RHO = 0.002, 80.0, 7.0
 TANGENT = 0.1
 _HUBER = 0.00054
 
-Levels = Callable[[float], int]
+Levels = Callable[[float, int], int]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class Discrete:
 
     Attributes:
         defaults: of the family's options.
-        levels: N at a progress in [0, 1]; None for ECT's pairs.
+        levels: N at a progress in [0, 1], by s1; None for ECT's pairs.
+        finest: s1.
         huber: c / sqrt(dim) of sqrt(|d|^2 + c^2) - c; None for the mean of d^2.
+        points: the same where data are no images; None where that is no different.
         mu: the decay of the averaged target at a progress; None where the network is its own.
     """
 
@@ -45,6 +48,8 @@ class Discrete:
     huber: float | None
     mu: Callable[[float], float] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    points: float | None = None
+    finest: int = 150
 
     @property
     def averaged(self) -> bool:
@@ -55,7 +60,9 @@ class Discrete:
         """The decay of the average."""
         return 0.0 if self.mu is None else self.mu(progress)
 
-    def pair(self, path: Interpolant, t: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+    def pair(
+        self, path: Interpolant, t: Tensor, progress: float, finest: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The noisier time, the cleaner one, and the difference of their noise levels."""
         low, high = bounds(path)
         s = path.noise_scale(t).clamp(low, high)
@@ -63,7 +70,8 @@ class Discrete:
             above, below = s, earlier(s, progress).clamp(min=low)
             above = torch.where(above > below, above, low * 1.01)  # what fell on the lowest level
         else:
-            grid = karras(self.levels(progress), low, high).to(s.device)
+            n = self.levels(progress, self.finest if finest is None else finest)
+            grid = karras(n, low, high).to(s.device)
             cell = torch.searchsorted(grid, s, right=True).clamp(1, len(grid) - 1)
             above, below = grid[cell], grid[cell - 1]
         return _time(path, above), _time(path, below), above - below
@@ -71,9 +79,10 @@ class Discrete:
     def distance(self, difference: Tensor, gap: Tensor) -> Tensor:
         """How much a row counts: pseudo-Huber by 1 / gap, or the mean square."""
         flat = difference.flatten(1)
-        if self.huber is None:
+        huber = self.huber if self.points is None or difference.ndim == 4 else self.points
+        if huber is None:
             return flat.square().mean(1)
-        c = max(self.huber * math.sqrt(flat.shape[1]), 1e-12)  # the norm has no slope at 0
+        c = max(huber * math.sqrt(flat.shape[1]), 1e-12)  # the norm has no slope at 0
         return ((flat.square().sum(1) + c * c).sqrt() - c) / gap.to(flat)
 
 
@@ -106,15 +115,16 @@ def earlier(s: Tensor, progress: float) -> Tensor:
     return s * ratio.clamp(min=0)
 
 
-def ct_levels(progress: float) -> int:
-    """2 at the beginning, 151 at the end."""
-    s0, s1 = 2, 150
+def ct_levels(progress: float, finest: int = 150) -> int:
+    """2 at the beginning, ``finest`` + 1 at the end."""
+    s0, s1 = 2, finest
     return math.ceil(math.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
 
 
-def ict_levels(progress: float) -> int:
-    """11 at the beginning, doubled seven times."""
-    return min(10 << math.floor(8 * progress), 1280) + 1
+def ict_levels(progress: float, finest: int = 1280) -> int:
+    """11 at the beginning, doubled until it is ``finest`` + 1."""
+    phases = math.floor(math.log2(finest / 10)) + 1
+    return min(10 << math.floor(phases * progress), finest) + 1
 
 
 def _time(path: Interpolant, s: Tensor) -> Tensor:
@@ -133,8 +143,8 @@ RECIPES: Mapping[str, Discrete | Continuous] = {
     "ct": Discrete(
         ct_levels, None, lambda p: math.exp(2 * math.log(0.9) / ct_levels(p)), {"lr": 1e-3}
     ),
-    "cd": Discrete(lambda p: 18, None, lambda p: 0.95, {"lr": 1e-3}),
-    "ict": Discrete(ict_levels, _HUBER, None, _LOG_NORMAL),
+    "cd": Discrete(lambda p, finest: 18, None, lambda p: 0.95, {"lr": 1e-3}),
+    "ict": Discrete(ict_levels, _HUBER, None, _LOG_NORMAL, points=1.0, finest=160),
     "ect": Discrete(None, 0.0, None, _LOG_NORMAL),
     "sct": Continuous(defaults=_TRIGFLOW),
     "scd": Continuous(defaults=_TRIGFLOW),

@@ -24,6 +24,7 @@ from interp.errors import OptionError, UnknownName
 from interp.noise import normal_like
 
 from . import networks
+from .arguments import checked_shape
 from .networks.potential import potential, slope
 from .protocol import Batch, Family, Losses, Objective, Optimizer
 
@@ -81,7 +82,8 @@ class JKO(Family):
         critic_steps: of the critic for each one of a map.
         r1: adds (r1 / 2) E_nu |grad critic|^2 to the critic's loss, which tames a critic of laws that
             hardly meet (Mescheder, Geiger, Nowozin, 1801.04406); it then is no longer the exact ratio.
-            On images give 1 or so: without it the critic soon tells all from all and says no way.
+            None is 1 for images, of which the critic else soon tells all from all and says no way, and 0
+            for points.
         width: of networks made here.
         lr: the largest learning rate.
 
@@ -114,7 +116,7 @@ class JKO(Family):
         one_map: bool = False,
         semi_dual: bool = False,
         critic_steps: int = 2,
-        r1: float = 0.0,
+        r1: float | None = None,
         width: int | None = None,
         lr: float = 1e-3,
     ) -> None:
@@ -127,7 +129,8 @@ class JKO(Family):
             )
         if h is not None:
             positive("h", h)
-        real("r1", r1)
+        shape = checked_shape(shape)
+        r1 = real("r1", float(len(shape) == 3) if r1 is None else r1)
         whole("maps", maps, 1)
         whole("critic_steps", critic_steps, 1)
         made, kind = networks.resolve("mlp" if network is None else network, shape, width=width)

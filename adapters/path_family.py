@@ -201,9 +201,14 @@ class PathFamily(Family):
         x0 = batch.get("x0") if isinstance(batch, Mapping) else None
         if x0 is not None and len(x0 := self.points(x0)) != len(x1):
             raise DataError(f"x0 has {len(x0)} rows and x has {len(x1)}. Give as many of both.")
-        if self.levels is not None and self.dequantises:
-            x1 = dequantise(x1, self.levels, generator)
+        x1 = self.spread_levels(x1, generator)
         return x0, x1, {} if self.classes is None else self._cond(label, x1)
+
+    def spread_levels(self, x1: Tensor, generator: Generator | None) -> Tensor:
+        """``x1`` as training sees it: grey levels, where there are any, spread over their width."""
+        if self.levels is None or not self.dequantises:
+            return x1
+        return dequantise(x1, self.levels, generator)
 
     def hiding(self, model: Callable[..., Any], generator: Generator | None) -> Callable[..., Any]:
         """``model`` as training calls it: some of the labels hidden."""

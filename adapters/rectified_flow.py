@@ -96,6 +96,10 @@ class RectifiedFlow(PathFamily):
             {"x": x1, "x0": x0, **({} if label is None else {"label": label})}, generator
         )
 
+    def spread_levels(self, x1: Tensor, generator: Generator | None) -> Tensor:
+        """As for every family in the first phase; what a flow has made lies on no grid."""
+        return x1 if int(self.phase) else super().spread_levels(x1, generator)
+
     def _own_pairs(
         self, rows: int, generator: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:

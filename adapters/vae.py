@@ -40,7 +40,8 @@ class VAE(Family):
         latent: the shape of z, or its size; None is 16, or as many as x has.
         beta: 1 for the bound itself; None is the family's ``default_beta``.
         likelihood: "gaussian", N(decoder, sigma^2), or "logistic", over the cells of ``levels``.
-        sigma: the scale of p(x|z); None to learn one for each element.
+        sigma: the scale of p(x|z); "learned" for one of each element; None is the family's
+            ``default_sigma``.
         levels: the number of grey levels of data on a grid over [-1, 1]: a Gaussian is then trained on
             each level spread over its width, and `bits_per_dim` is defined.
         width: of networks made here.
@@ -54,6 +55,7 @@ class VAE(Family):
 
     name = "vae"
     default_beta: ClassVar[float] = 1.0
+    default_sigma: ClassVar[float | str] = "learned"
     solver_options: ClassVar[tuple[str, ...]] = ()
     no_path = (
         "an encoder and a decoder lead between data and a latent in one step each, and a bound trains "
@@ -74,13 +76,17 @@ class VAE(Family):
         latent: int | Sequence[int] | None = None,
         beta: float | None = None,
         likelihood: str = "gaussian",
-        sigma: float | None = None,
+        sigma: float | str | None = None,
         levels: int | None = None,
         width: int | None = None,
         lr: float = 2e-3,
     ) -> None:
         shape = checked_shape(shape)
         beta = real("beta", self.default_beta if beta is None else beta)
+        sigma = self.default_sigma if sigma is None else sigma
+        if isinstance(sigma, str) and sigma != "learned":
+            raise UnknownName.of("sigma", sigma, ("learned",))
+        scale = None if isinstance(sigma, str) else sigma
         latent = min(16, math.prod(shape)) if latent is None else latent
         z = checked_shape(latent if isinstance(latent, Sequence) else (latent,))
         if likelihood not in ("gaussian", "logistic"):
@@ -105,9 +111,9 @@ class VAE(Family):
         self.encoder, self.decoder = encoder, decoder
         self.latent, self.beta, self.levels = z, beta, levels
         self.observation: Gaussian | Logistic = (
-            Gaussian(sigma, shape)
+            Gaussian(scale, shape)
             if likelihood == "gaussian"
-            else Logistic(levels or 2, sigma, shape)
+            else Logistic(levels or 2, scale, shape)
         )
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +224,14 @@ class VAE(Family):
 
 
 class BetaVAE(VAE):
-    """VAE with beta = 4: latents nearer to N(0, 1) and to one another's independence. As `VAE` else."""
+    """VAE with beta = 4: latents nearer to N(0, 1) and to one another's independence. As `VAE` else.
+
+    sigma is fixed: of a learned one a latent in use puts (1 - beta) log sigma into the loss, which falls as
+    sigma grows, until no latent is in use and p(x) is a Gaussian of independent elements. (With the best
+    variance of q, beta sigma^2 in units of x, -log p(x|z) is log sigma and a constant, the KL a constant less
+    log sigma.) How much of x the latents keep is told by beta sigma^2.
+    """
 
     name = "beta_vae"
     default_beta = 4.0
+    default_sigma = 0.1

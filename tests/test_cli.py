@@ -88,6 +88,22 @@ def test_sampling_writes_a_grid_and_an_array(trained, tmp_path):
     assert data.load(str(tmp_path / "a" / "samples.npz")).shape == (1, 8, 8)
 
 
+def test_sampling_needs_no_data(tmp_path):
+    """In a process of its own, with the file that was trained on gone and no data sets at hand."""
+    file, out = tmp_path / "data.npz", tmp_path / "run"
+    np.savez(file, x=np.random.default_rng(0).uniform(-1, 1, (20, 1, 8, 8)).astype(np.float32))
+    assert run("train", "vae", "--data", file, "--steps", 2, "--out", out, *TINY) == 0
+    file.unlink()
+    code = (
+        "import sys; sys.modules['sklearn'] = sys.modules['torchvision'] = None;"
+        "from interp import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    given = ["sample", str(out), "-n", "3", "--out", str(tmp_path / "s")]
+    subprocess.run([sys.executable, "-c", code, *given], check=True)
+    with np.load(tmp_path / "s" / "samples.npz") as arrays:
+        assert arrays["samples"].shape == (3, 1, 8, 8)
+
+
 @pytest.mark.parametrize(
     "solver", [["dopri5"], ["rk4"], ["euler_maruyama", "--steps", "4", "--diffusion", "0.3"]]
 )

@@ -16,7 +16,7 @@ from interp.arguments import whole
 from interp.errors import OptionError, UnknownName
 
 from ..arguments import checked_shape
-from .between import Dense, Level, between, several
+from .between import Dense, Level, between, chosen, several
 from .dit import DiT
 from .mlp import MLP
 from .two_times import TwoTimes
@@ -30,6 +30,7 @@ __all__ = [
     "TwoTimes",
     "UNet",
     "between",
+    "chosen",
     "default",
     "evaluating",
     "resolve",

@@ -43,8 +43,7 @@ def several(
             "Make the family in Python with network=(...), and load its weights into that."
         )
     if network is None or isinstance(network, str):
-        image = len(shape) == 3 and min(shape[1:]) >= _LEAST
-        kind = network or ("conv" if image else "mlp")
+        kind = chosen(network, shape)
         if kind not in KINDS:
             raise UnknownName.of("network", kind, KINDS)
         return [make(kind) for make in makers.values()], kind
@@ -55,6 +54,13 @@ def several(
             f"nn.Module each for {', '.join(makers)}, in this order, or the name of a kind."
         )
     return own, _OWN + " ".join(type(part).__qualname__ for part in own)
+
+
+def chosen(network: Sequence[nn.Module] | str | None, shape: Shape) -> str:
+    """The kind of network that is made, or "own"."""
+    if network is not None:
+        return network if isinstance(network, str) else "own"
+    return "conv" if len(shape) == 3 and min(shape[1:]) >= _LEAST else "mlp"
 
 
 def between(
@@ -69,7 +75,7 @@ def between(
     if width is not None:
         whole("width", width, 1)
     if kind == "mlp":
-        return Dense(source, target, width or 256)
+        return Dense(source, target, width or 256, batch_norm=batch_norm)
     ends = [shape for shape in (source, target) if len(shape) == 3]
     if not ends:
         raise _no_image(source, target)
@@ -86,17 +92,20 @@ class Dense(nn.Module):
         width: of the hidden layers.
         depth: how many there are.
         still: whether the last layer starts at zero.
+        batch_norm: after each hidden layer but the first.
     """
 
     def __init__(
-        self, source: Shape, target: Shape, width: int = 256, depth: int = 3, still: bool = False
-    ) -> None:
+        self, source: Shape, target: Shape, width: int = 256, depth: int = 3, still: bool = False,
+        batch_norm: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.shape = tuple(target)
         sizes = [math.prod(source), *[width] * depth]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.SiLU()]
+            norm = [nn.BatchNorm1d(b)] if batch_norm and layers else []
+            layers += [nn.Linear(a, b), *norm, nn.SiLU()]
         last = nn.Linear(sizes[-1], math.prod(target))
         self.layers = nn.Sequential(*layers, zero(last) if still else last)
 

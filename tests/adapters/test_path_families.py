@@ -221,6 +221,15 @@ def test_a_reflow_begins_where_its_phase_does():
     assert phases == [family.stages().index(family.stage(step, 10)) for step in range(10)]
 
 
+def test_what_a_flow_has_made_lies_on_no_grid_of_levels():
+    family = adapters.create("rectified_flow", (2,), width=8, levels=3, pairs=500, pair_steps=2)
+    data = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+    interp.train(family, data, 4, batch_size=3, progress=False)  # the pairs run outside [-1, 1]
+    assert family._flown()[2].abs().max() > 1
+    with pytest.raises(DataError, match="outside"):
+        adapters.create("rectified_flow", (2,), width=8, levels=3).loss(2 * data)
+
+
 def test_after_a_reflow_the_least_loss_is_nothing_at_the_straight_velocity():
     """v = m + (s - 1)(x - t m) / (1 - t + t s) carries x0 to m + s x0 in a straight line."""
     family = reflowed()

@@ -78,6 +78,27 @@ def test_beta_weighs_the_divergence_alone():
     assert torch.equal(one.log_prob(X), four.log_prob(X))  # the bound is not one of beta
 
 
+def test_beta_above_one_lets_a_learned_scale_grow_so_that_it_is_fixed():
+    """With x = W z and q of the best variance, beta sigma^2 / W^2, the loss is (1 - beta) log sigma and more.
+
+    The rest, of the variance itself in the KL, is (beta / 2) beta sigma^2 / W^2 a dimension.
+    """
+    beta, sigmas = 4.0, (0.05, 0.1)
+    losses = []
+    for sigma in sigmas:
+        encoder = Encoder(1 / W, beta * sigma**2 / W**2)
+        family = adapters.create("beta_vae", (3,), (encoder, Decoder()), latent=3, sigma=sigma)
+        terms = family.double().loss(X.repeat(100, 1), torch.Generator().manual_seed(0))
+        losses.append(sum(terms.values()).item())
+    rest = [beta * beta * sigma**2 / W**2 / 2 for sigma in sigmas]
+    wanted = (1 - beta) * math.log(2) + rest[1] - rest[0]
+    # The same draws in both, so that the fit, (beta / 2) mean z^2, cancels but for rounding.
+    assert losses[1] - losses[0] == pytest.approx(wanted, abs=1e-6)
+    fixed = adapters.create("beta_vae", (3,), width=8)
+    assert not fixed.observation.log_scale.requires_grad
+    assert adapters.create("vae", (3,), width=8).observation.log_scale.requires_grad
+
+
 def test_the_bound_grows_with_its_draws_and_from_the_elbo():
     """With q = N(slope x, var) instead, ELBO = log p(x) - KL(q | posterior); more draws are nearer."""
     family = linear(slope=0.2, var=0.5)
