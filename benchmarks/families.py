@@ -48,8 +48,8 @@ WIDTH = 128
 #: Families of one network, which only sample differently.
 SHARED = {"ddim": "ddpm"}
 
-#: The share of the steps for families whose step costs so much more that a seed would take over a minute.
-FEWER = {"diffflow": 1 / 3}
+#: The share of the steps for families of dearer steps, so that a seed takes at most about a minute.
+FEWER = {"diffflow": 1 / 3, "jko": 2 / 3, "energy_matching": 2 / 3}
 
 #: What makes these what they are is convolutions, on images of this width.
 CONVOLUTIONAL = {"dcgan": 16}
