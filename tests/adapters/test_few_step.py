@@ -272,7 +272,7 @@ def test_the_rows_of_a_shortcut():
 
 
 def test_meanflow_draws_ordered_times_most_of_them_equal():
-    made = adapters.create("meanflow", (2,))
+    made = adapters.create("meanflow", (1, 8, 8), width=4)
     t, r = made._times(20_000, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert (r >= t).all()
     assert (r > t).double().mean().item() == pytest.approx(0.25, abs=0.015)
@@ -357,6 +357,8 @@ def test_the_curricula_are_the_published_ones():
         1281,
         1281,
     ]
+    # Five phases up to 160, by the same rule.
+    assert [recipes.ict_levels(p / 5, 160) for p in range(6)] == [11, 21, 41, 81, 161, 161]
     grid = recipes.karras(5, 0.002, 80.0)
     wanted = (80 ** (1 / 7) + torch.arange(5) / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(grid.flip(0), wanted.double(), rtol=1e-5, atol=0)
