@@ -40,8 +40,8 @@ class MeanFlow(FewStep):
     The defaults are the paper's for ImageNet (tables 1 and 4): times logit-normal, mean 0.4 and std 1 here
     (-0.4 in u), r other than t in a quarter of the rows (the others' t is one draw, where the code keeps the
     larger of two in u), power 1, c = 0.01. For CIFAR-10 they take mean 2, std 2, three quarters, power 0.75.
-    Ours, for points: c = 0.15 an element, and three quarters. Ours, for small networks: lr 1e-3, not 1e-4, and
-    times are told at frequencies up to 30.
+    Ours, for points: c = 0.15 an element, and three quarters. Ours, for small networks: lr 1e-3, not 1e-4,
+    and times are told at frequencies up to 30.
 
     Args:
         shape, network: as for every `PathFamily`; the network is ``network(t, r, x[, label])``.
