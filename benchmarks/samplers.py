@@ -478,7 +478,7 @@ def picture(parts: Mapping[str, tuple[Mapping[str, Mapping[int, float]], ...]]) 
         ax.minorticks_off()
     axes[0].set_ylabel("distance from the end of the flow")
     axes[0].legend(frameon=False)
-    style.finish(figure, FIGURE)
+    style.finish(figure, FIGURE, colours=96)
 
 
 def main() -> None:
