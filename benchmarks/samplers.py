@@ -310,6 +310,8 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "unipc, last 2": ("unipc", {"last_order": 2}),
     "unipc-3, last 2": ("unipc", {"order": 3, "last_order": 2}),
     "dpm++3m, last 2": ("dpm++3m", {"last_order": 2}),
+    "deis-3, falling": ("deis", {"order": 3, "lower_order_final": True}),
+    "dpm++3m, falling": ("dpm++3m", {"lower_order_final": True}),
     "deis-3, last 2": ("deis", {"order": 3, "last_order": 2}),
 }
 GRIDS = ("trailing", "log_snr", "karras")

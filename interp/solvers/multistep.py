@@ -41,11 +41,18 @@ def choice(name: str, options: Mapping[str, Any], what: str, known: tuple[str, .
     return str(value)
 
 
-def answers(levels: Levels, order: int) -> Counts:
-    """How many answers each step can use: those since log-SNR is finite, at most ``order``."""
+def answers(levels: Levels, order: int, falling: object = False) -> Counts:
+    """How many answers each step can use: those since log-SNR is finite, at most ``order``.
+
+    Where it is ``falling``, nor more than there are steps left (the option lower_order_final): with few
+    steps, the last of which are long, the polynomials of high order miss most there.
+    """
+    if not isinstance(falling, bool):
+        raise OptionError(f"lower_order_final={falling!r} is neither True nor False. Give one.")
     finite, n = levels.finite, len(levels) - 1
     first = int(np.argmax(finite))
     count = np.clip(np.arange(n) - first + 1, 1, order)
+    count = np.minimum(count, np.arange(n, 0, -1)) if falling else count
     return np.where(finite[1:] & finite[:-1], count, 0)
 
 
@@ -183,14 +190,15 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     line through both ends; that costs no evaluation. ``published=True`` is the printed update, which
     weighs the second divided difference by half of its integral and is of order 2. Its second step is
     dpm++2m's by the midpoint, as in the authors' own program and in diffusers (k-diffusion's is by the
-    exact integral of the line).
+    exact integral of the line). ``lower_order_final=True`` takes the last step but one by order 2, as
+    diffusers does below 15 steps (see `answers`).
 
     Source: Lu et al. 2022 (2211.01095), appendix; as k-diffusion and diffusers have it.
     """
     published = options.get("published", False)
     if not isinstance(published, bool):
         raise OptionError(f"published={published!r} is neither True nor False. Give one.")
-    count = answers(levels, 3)
+    count = answers(levels, 3, options.get("lower_order_final", False))
     if published:
         return ending(levels, multistep(levels, count, _printed(levels, count)), options)
     shares, corrections = extrapolated(levels, count), np.zeros((*levels.lam[1:].shape, 2))
@@ -241,8 +249,8 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     with np.errstate(all="ignore"):
         h = np.diff(levels.lam, axis=0)
         first = -np.expm1(-h)
-    n, B = len(h), h if bh1 else first
-    count = np.minimum(answers(levels, p), np.arange(n, 0, -1))
+    B = h if bh1 else first
+    count = answers(levels, p, falling=True)
     shares = extrapolated(levels, count)
     i = np.flatnonzero(count == 2)
     if len(i):
@@ -265,14 +273,16 @@ def deis(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
     Args:
         levels: the grid.
-        options: order (3), variant ("log_rho", "rho", "t"): of the variable. As published the first step
+        options: order (3), variant ("log_rho", "rho", "t"): of the variable; lower_order_final (see
+            `answers`), as diffusers does below 15 steps. As published the first step
             is of order 1, whose error of second order stays.
 
     Source: Zhang, Chen 2023 (2204.13902), eq. 14 and 15 (t: tAB, rho: rhoAB).
     """
     levels = levels.other
     variant = choice("deis", options, "variant", ("log_rho", "rho", "t"))
-    count = answers(levels, whole("order", options.get("order", 3), 1, 4))
+    order = whole("order", options.get("order", 3), 1, 4)
+    count = answers(levels, order, options.get("lower_order_final", False))
     if variant == "log_rho":
         return ending(levels, multistep(levels, count, extrapolated(levels, count)), options)
     i = np.flatnonzero(count > 0)

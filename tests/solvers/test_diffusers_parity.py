@@ -213,6 +213,34 @@ def test_the_start_of_pndm_is_theirs(config, steps):
         assert run.stats.nfe == len(times) - 1 + 9
 
 
+@pytest.mark.parametrize("steps", [5, 10, 14])
+@pytest.mark.parametrize(
+    ("method", "options", "cls"),
+    [
+        ("dpm++3m", {"published": True}, "DPMSolverMultistepScheduler"),
+        ("deis", {"order": 3}, "DEISMultistepScheduler"),
+    ],
+)
+def test_below_fifteen_steps_theirs_end_by_lower_orders(method, options, cls, steps):
+    """Their default there, and ``lower_order_final=True`` here; without it the ends are a hundredth apart."""
+    kind, config = getattr(diffusers, cls), {"solver_order": 3}
+    base = torch.linspace(-1.5, 1.5, 6).reshape(2, 3)
+    wanted = theirs(in_double(kind(**config)), steps, base)
+    gaps = []
+    for falling in (True, False):
+        scheduler = kind(**config)
+        ours = interp.InterpScheduler(
+            scheduler, method=method, lower_order_final=falling, **options
+        )
+        ours.set_timesteps(steps)
+        x = base * ours.init_noise_sigma
+        for t in ours.timesteps:
+            x = ours.step(network(ours.scale_model_input(x, t), t), t, x).prev_sample
+        gaps.append(float((x - wanted).abs().max()))
+    assert gaps[0] < 1e-5
+    assert gaps[1] > 1e-3
+
+
 def test_two_stages_are_theirs_where_their_grid_has_the_middle():
     """Their second-order steps go over every other node, the one between being the stage: on steps even
     in log-SNR that is our midpoint. They take the last two by the first order. 1e-5 as above.
