@@ -43,7 +43,8 @@ def test_floating_points_of_any_dtype_count_as_those_of_the_weights(name, dtype)
     for verb in VERBS:
         if family.supports(verb):
             x = points(family, verb)
-            found, expected = (getattr(family, verb)(z) for z in (x.to(dtype), x))
+            short = {"method": "euler", "steps": 2} if family.supports(verb) == "ode" else {}
+            found, expected = (getattr(family, verb)(z, **short) for z in (x.to(dtype), x))
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
