@@ -261,7 +261,9 @@ class BrownianPath:
     W(u) - W(s) and N(0, w / 12). The nodes of a dyadic tree give both together; a time inside a leaf
     takes two normals keyed by the time. Recipe and sources: rust_solvers/src/brownian.rs.
 
-    On the CPU nothing of the path is kept; elsewhere the branch of the last time is.
+    On the CPU nothing of the path is kept; elsewhere the branch of the last time is. Consecutive times
+    share the upper nodes of their branches: over 128 even steps an increment takes 1.5 normals an
+    element, over 100 of them, whose ends lie inside leaves of the tree of depth 10, it takes 9.3.
 
     Args:
         rows, row_len: the batch and the number of elements in a row.

@@ -138,6 +138,10 @@ struct Node {
     integral: Vec<f64>,
     w: Vec<f64>,
     h: Vec<f64>,
+    /// Its normals Y and N, and how many of the two have been drawn: both of its children take them.
+    y: Vec<f32>,
+    n: Vec<f32>,
+    drawn: usize,
 }
 
 /// A walk down the tree for one chunk of elements; goes on from the branch of the last time.
@@ -155,9 +159,18 @@ impl<'a> Walk<'a> {
     fn new(path: &'a Path) -> Self {
         let size = CHUNK.min(path.elements);
         let zeros = || vec![0.0; size];
-        let node = Node { index: 0, left: zeros(), integral: zeros(), w: zeros(), h: zeros() };
-        let branch = vec![node; path.root.depth as usize + 1];
         let (y, n) = (vec![0.0; size], vec![0.0; size]);
+        let node = Node {
+            index: 0,
+            left: zeros(),
+            integral: zeros(),
+            w: zeros(),
+            h: zeros(),
+            y: y.clone(),
+            n: n.clone(),
+            drawn: 0,
+        };
+        let branch = vec![node; path.root.depth as usize + 1];
         Walk { path, start: 0, branch, known: 0, y, n }
     }
 
@@ -172,6 +185,20 @@ impl<'a> Walk<'a> {
         fill_normals(&mut self.y[..count], self.start, rows, keys[0], node);
         if both {
             fill_normals(&mut self.n[..count], self.start, rows, keys[1], node);
+        }
+    }
+
+    /// The same of the node of a level, kept in it.
+    fn draw_at(&mut self, level: usize, count: usize, both: bool) {
+        let Path { rows, keys, .. } = *self.path;
+        let node = &mut self.branch[level];
+        if node.drawn == 0 {
+            fill_normals(&mut node.y[..count], self.start, rows, keys[0], node.index);
+            node.drawn = 1;
+        }
+        if both && node.drawn == 1 {
+            fill_normals(&mut node.n[..count], self.start, rows, keys[1], node.index);
+            node.drawn = 2;
         }
     }
 
@@ -201,16 +228,16 @@ impl<'a> Walk<'a> {
             let shift = depth as usize - level;
             let middle = ((leaf >> shift << shift) + (1 << (shift - 1))) as f64;
             if position == middle {
-                self.draw(ancestor(level), count, area);
-                return halfway(out, &self.branch[level], width, &self.y, &self.n);
+                self.draw_at(level, count, area);
+                return halfway(out, &self.branch[level], width);
             }
             if level + 1 == self.known {
-                self.draw(ancestor(level), count, true);
+                self.draw_at(level, count, true);
                 let (above, below) = self.branch.split_at_mut(level + 1);
                 let (parent, child) = (&above[level], &mut below[0]);
-                child.index = ancestor(level + 1);
+                (child.index, child.drawn) = (ancestor(level + 1), 0);
                 let area = area.then_some(0.5 * width);
-                split(parent, child, (width, area), count, &self.y, &self.n);
+                split(parent, child, (width, area), count);
                 self.known += 1;
             }
         }
@@ -226,7 +253,7 @@ impl<'a> Walk<'a> {
         let width = self.path.root.to - self.path.root.from;
         let (a, b) = (width.sqrt(), (width / 12.0).sqrt());
         let root = &mut self.branch[0];
-        root.index = 1;
+        (root.index, root.drawn) = (1, 0);
         for i in 0..count {
             (root.left[i], root.integral[i]) = (0.0, 0.0);
             (root.w[i], root.h[i]) = (a * f64::from(self.y[i]), b * f64::from(self.n[i]));
@@ -247,10 +274,11 @@ fn ending(out: &mut Value<'_>, node: &Node, width: f64) {
 
 /// The path at the middle of a node.
 #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn halfway(out: &mut Value<'_>, node: &Node, width: f64, y: &[f32], n: &[f32]) {
+fn halfway(out: &mut Value<'_>, node: &Node, width: f64) {
     let (k, t, half) = ((width / 16.0).sqrt(), (width / 48.0).sqrt(), 0.5 * width);
     let count = out.w.len();
-    let (left, w, h, y) = (&node.left[..count], &node.w[..count], &node.h[..count], &y[..count]);
+    let (left, w, h) = (&node.left[..count], &node.w[..count], &node.h[..count]);
+    let (y, n) = (&node.y[..count], &node.n[..count]);
     for (i, out) in out.w.iter_mut().enumerate() {
         *out = left[i] + (0.5 * w[i] + (1.5 * h[i] + k * f64::from(y[i])));
     }
@@ -265,17 +293,11 @@ fn halfway(out: &mut Value<'_>, node: &Node, width: f64, y: &[f32], n: &[f32]) {
 /// A child of a node: the left one if its index is even; with its integral, over half a width, where
 /// that is wanted.
 #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
-fn split(
-    parent: &Node,
-    child: &mut Node,
-    (width, half): (f64, Option<f64>),
-    count: usize,
-    y: &[f32],
-    n: &[f32],
-) {
+fn split(parent: &Node, child: &mut Node, (width, half): (f64, Option<f64>), count: usize) {
     let (k, t) = ((width / 16.0).sqrt(), (width / 48.0).sqrt());
     let (left, integral) = (&parent.left[..count], &parent.integral[..count]);
-    let (w, h, y, n) = (&parent.w[..count], &parent.h[..count], &y[..count], &n[..count]);
+    let (w, h) = (&parent.w[..count], &parent.h[..count]);
+    let (y, n) = (&parent.y[..count], &parent.n[..count]);
     let to = (&mut child.left[..count], &mut child.integral[..count]);
     let own = (&mut child.w[..count], &mut child.h[..count]);
     if child.index.is_multiple_of(2) {
