@@ -10,6 +10,9 @@ from interp.solvers.programme import Programme
 from interp.solvers.stochastic_tableaus import Scheme
 from interp.solvers.tableaus import Numbers
 
+def finite(x: Tensor) -> bool | None:
+    """Whether a tensor holds neither NaN nor infinity; None where it does not lie dense on the cpu."""
+
 def runge_kutta(
     problem: Problem,
     tableau: Numbers,

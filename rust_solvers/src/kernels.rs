@@ -168,56 +168,42 @@ fn norm_chunk<T: Real, const M: usize, const MAX: bool>(
     y_new: &[T],
     tolerance: Tolerance,
 ) -> f64 {
-    let n = y.len();
-    let (v, y_new) = (v.map(|v| &v[..n]), &y_new[..n]);
+    let (atol, rtol) = (T::from_f64(tolerance.atol), T::from_f64(tolerance.rtol));
     let mut sums = [0.0f64; LANES];
-    let mut add = |ratios: [f64; LANES]| {
-        for lane in 0..LANES {
-            let square = ratios[lane] * ratios[lane];
-            sums[lane] = if MAX { larger(sums[lane], square) } else { sums[lane] + square };
+    let mut block = [T::ZERO; BLOCK];
+    for from in (0..y.len()).step_by(BLOCK) {
+        let n = BLOCK.min(y.len() - from);
+        let v = v.map(|v| &v[from..from + n]);
+        let (y, y_new, block) = (&y[from..from + n], &y_new[from..from + n], &mut block[..n]);
+        for i in 0..n {
+            let mut e = c[0] * v[0][i];
+            for j in 1..M {
+                e += c[j] * v[j][i];
+            }
+            let ratio = e / (atol + rtol * y[i].abs().max(y_new[i].abs()));
+            // Where there is no absolute tolerance 0 may be measured against 0: no error is no error.
+            block[i] = if e == T::ZERO { T::ZERO } else { ratio };
         }
-    };
-    let whole = n / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
-        // Each operand a fixed array, so that nothing is left to check inside.
-        let load = |v: &[T]| -> [T; LANES] { std::array::from_fn(|lane| v[at..at + LANES][lane]) };
-        add(ratios(load, c, &v, (y, y_new), tolerance));
-    }
-    if whole < n {
-        let load = |v: &[T]| -> [T; LANES] {
-            std::array::from_fn(|lane| v.get(whole + lane).copied().unwrap_or(T::ZERO))
-        };
-        add(ratios(load, c, &v, (y, y_new), tolerance));
+        if MAX {
+            block.iter().enumerate().for_each(|(i, &ratio)| {
+                sums[i % LANES] = larger(sums[i % LANES], ratio.to_f64() * ratio.to_f64());
+            });
+            continue;
+        }
+        // So few squares a lane lose nothing in the type's own precision.
+        let mut squares = [T::ZERO; LANES];
+        for lanes in block.chunks(LANES) {
+            squares.iter_mut().zip(lanes).for_each(|(sum, &ratio)| *sum += ratio * ratio);
+        }
+        sums.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square.to_f64());
     }
     if MAX { sums.into_iter().fold(0.0, larger) } else { sums.iter().sum() }
 }
 
 /// Lanes of a sum: as many as a vector of single precision holds.
 const LANES: usize = 16;
-
-/// `(sum_j c_j v_j) / (atol + rtol max(|y|, |y_new|))` on the lanes that `load` takes of an operand.
-#[inline(always)]
-fn ratios<T: Real, const M: usize>(
-    load: impl Fn(&[T]) -> [T; LANES],
-    c: &[T; M],
-    v: &[&[T]; M],
-    (y, y_new): (&[T], &[T]),
-    tolerance: Tolerance,
-) -> [f64; LANES] {
-    let mut e = load(v[0]).map(|v| c[0] * v);
-    for j in 1..M {
-        let v = load(v[j]);
-        for lane in 0..LANES {
-            e[lane] += c[j] * v[lane];
-        }
-    }
-    let (y, y_new) = (load(y), load(y_new));
-    std::array::from_fn(|lane| {
-        let (e, size) = (e[lane].to_f64(), y[lane].abs().max(y_new[lane].abs()).to_f64());
-        // Without an absolute tolerance a padding element is 0 / 0: no error is no error.
-        if e == 0.0 { 0.0 } else { e / (tolerance.atol + tolerance.rtol * size) }
-    })
-}
+/// Elements whose squares are summed in their own precision, 16 a lane.
+const BLOCK: usize = 256;
 
 /// `out += scale w`, or `out += g scale w` elementwise where a diffusion `g` is given; `w` is in double
 /// precision. Returns whether any element of the result is NaN or infinite.
@@ -278,6 +264,22 @@ fn each_chunk<T: Real>(out: &mut [T], fill: impl Fn(Range<usize>, &mut [T]) -> u
     bad.into_inner() != 0
 }
 
+/// Whether no element is NaN or infinite.
+pub fn all_finite<T: Real>(values: &[T]) -> bool {
+    let mut bad = vec![0; values.len().div_ceil(CHUNK)];
+    share(&mut bad, 1, CHUNK, |first, bad| {
+        for (bad, chunk) in bad.iter_mut().zip(values[first * CHUNK..].chunks(CHUNK)) {
+            *bad = non_finite_chunk(chunk);
+        }
+    });
+    bad.into_iter().all(|bad| bad == 0)
+}
+
+#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+fn non_finite_chunk<T: Real>(values: &[T]) -> u32 {
+    values.iter().fold(0, |bad, value| bad | value.non_finite())
+}
+
 /// Indices of the rows of length `row` in which some element is NaN or infinite.
 pub fn non_finite_rows<T: Real>(values: &[T], row: usize) -> Vec<usize> {
     let bad = |v: &[T]| v.iter().any(|x| x.non_finite() != 0);
@@ -320,6 +322,9 @@ mod tests {
                 let mut out = vec![0.0f32; n];
                 prop_assert!(combine(&mut out, &[(1.0, &v)]));
                 prop_assert_eq!(non_finite_rows(&out, 7), vec![at / 7]);
+                prop_assert!(!all_finite(&v));
+                v[at] = 0.0;
+                prop_assert!(all_finite(&v));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! recurrence steppers generic over a [`system::System`]. One module, `border`, speaks Python and
 //! gives the steppers the memory of torch's tensors.
 
+pub mod block;
 mod border;
 pub mod brownian;
 pub mod c;

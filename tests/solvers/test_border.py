@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import interp
+import rust_solvers
 from interp.errors import FieldError
 from interp.solvers import StepState
 
@@ -361,3 +362,22 @@ def test_the_last_step_of_a_data_model_is_checked_as_well(backend: str) -> None:
             interp.solve(
                 term, torch.ones(3, 2, dtype=F64), method="euler", backend=backend, steps=1
             )
+
+
+# Looking at a state
+
+
+def test_whether_a_state_is_finite() -> None:
+    """Yes or no for what lies dense on the cpu in the engine's types, and no word of anything else."""
+    for size in SIZES:
+        for dtype in (F32, F64):
+            x = column(size, dtype)
+            assert rust_solvers.finite(x) is True
+            for bad in (math.nan, math.inf, -math.inf):
+                for at in (0, size // 4, -1):
+                    y = x.clone()
+                    y[at, 1] = bad
+                    assert rust_solvers.finite(y) is False
+    strange = [column(6).T, column(6).half(), column(6).to("meta"), column(6).to_sparse()]  # type: ignore[no-untyped-call]
+    assert [rust_solvers.finite(x) for x in strange] == [None] * 4
+    assert rust_solvers.finite(column(6)[:0]) is True

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).with_name("hostile_fields.py")
 RIGHT = "right"
@@ -47,21 +48,29 @@ EXPECTED = {
     "a_forked_child": RIGHT,
 }
 
+OLDER = """
+import runpy, sys, torch
+del torch.Tensor.__dlpack_c_exchange_api__
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-def launch(*names: str) -> subprocess.CompletedProcess[str]:
+
+def launch(older: bool, *names: str) -> subprocess.CompletedProcess[str]:
+    """Run cases, on a torch that describes its tensors by a table of functions or an ``older`` one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *names],
+        [sys.executable, *(["-c", OLDER] if older else []), str(SCRIPT), *names],
         capture_output=True, text=True, timeout=120, env=environment, check=False,
     )  # fmt: skip
 
 
 @functools.cache
-def outcomes() -> dict[str, str]:
+def outcomes(older: bool) -> dict[str, str]:
     """What each case printed; a case that ended the process is followed by the rest in a new one."""
     waiting, found = list(EXPECTED), {}
     while waiting:
-        ended = launch(*waiting)
+        ended = launch(older, *waiting)
         lines = dict(line.split(" ", 1) for line in ended.stdout.splitlines() if " " in line)
         found.update(lines)
         waiting = [name for name in waiting if name not in lines]
@@ -74,9 +83,12 @@ def outcomes() -> dict[str, str]:
     return found
 
 
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_process_lives(name: str) -> None:
-    outcome = outcomes()[name]
+def test_the_process_lives(name: str, older: bool) -> None:
+    if older and not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch is an older one")
+    outcome = outcomes(older)[name]
     assert "died" not in outcome, outcome
     assert re.search(EXPECTED[name], outcome), outcome
 

@@ -1,44 +1,26 @@
-//! Memory of ours that torch sees as a tensor: states.
+//! Memory of ours that torch sees as a tensor: states. torch cannot resize it, and it lives for as
+//! long as anybody, here or there, refers to it.
 
-use std::cell::UnsafeCell;
 use std::ffi::c_void;
+use std::sync::Arc;
 
-use pyo3::exceptions::PyMemoryError;
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 
+use crate::block::Block;
+use crate::kernels::CHUNK;
 use crate::real::Real;
+use crate::threads::share;
 
-use super::tensor::Torch;
+use super::tensor::{Torch, no_room};
 
-/// Memory that Rust owns and lends to torch by the buffer protocol. torch cannot resize it, and it
-/// lives for as long as anybody, here or there, refers to it.
+/// The memory as Python's buffer protocol lends it, to a torch without [`super::dlpack`].
 #[pyclass(frozen)]
-pub struct Memory {
-    words: Vec<UnsafeCell<u64>>,
-    bytes: usize,
-}
-
-// SAFETY: nothing reads or writes the words through a `&Memory`; who uses its address answers for
-// that (`Buffer` on our side, torch on the other, as with any two tensors on one storage).
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    /// Zeros, or an error where there is no room for them.
-    fn zeros(bytes: usize) -> PyResult<Self> {
-        let count = bytes.div_ceil(8);
-        let mut words = Vec::new();
-        words
-            .try_reserve_exact(count)
-            .map_err(|_| PyMemoryError::new_err(format!("no room for a state of {bytes} bytes")))?;
-        words.resize_with(count, || UnsafeCell::new(0));
-        Ok(Memory { words, bytes })
-    }
-}
+pub struct Lender(Arc<Block>);
 
 #[pymethods]
-impl Memory {
+impl Lender {
     /// Lend the memory, writable.
     ///
     /// # Safety
@@ -49,9 +31,8 @@ impl Memory {
         view: *mut ffi::Py_buffer,
         flags: std::ffi::c_int,
     ) -> PyResult<()> {
-        let memory = slf.get();
-        let at = memory.words.as_ptr().cast::<c_void>().cast_mut();
-        let len = memory.bytes as ffi::Py_ssize_t;
+        let memory = &slf.get().0;
+        let (at, len) = (memory.address().cast::<c_void>(), memory.bytes() as ffi::Py_ssize_t);
         // SAFETY: `at` is the start of `bytes` bytes that live as long as `slf`.
         let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at, len, 0, flags) };
         if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
@@ -66,7 +47,7 @@ pub struct Buffer<T> {
     shares: Option<[usize; 4]>,
     version: u64,
     address: usize,
-    _memory: Py<Memory>,
+    _memory: Arc<Block>,
     at: *mut T,
     len: usize,
 }
@@ -79,7 +60,10 @@ impl<T: Real> Buffer<T> {
         };
         let mut buffer = torch.buffer()?;
         // SAFETY: as in `Torch::take`.
-        buffer.as_mut().copy_from_slice(unsafe { std::slice::from_raw_parts(at, torch.len) });
+        let content = unsafe { std::slice::from_raw_parts(at, torch.len) };
+        share(buffer.as_mut(), CHUNK, 1, |from, out| {
+            out.copy_from_slice(&content[from..from + out.len()]);
+        });
         Ok(buffer)
     }
 
@@ -87,6 +71,9 @@ impl<T: Real> Buffer<T> {
     /// but the next call must not see another tensor.
     fn whole(&self, torch: &Torch<'_>) -> PyResult<bool> {
         let (py, tensor) = (torch.py, self.tensor.bind(torch.py));
+        if torch.dense(tensor) == Some(self.address) {
+            return Ok(true);
+        }
         let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
         Ok(address == self.address
             && tensor.getattr(intern!(py, "shape"))?.eq(&torch.shape)?
@@ -100,12 +87,9 @@ impl<T: Real> Buffer<T> {
         Ok(shares.is_none() || shares != self.shares)
     }
 
-    /// The buffer for another use: itself, or a new one where Python did something to it or kept it.
+    /// The buffer for another content: itself, or a new one where Python re-typed it or kept it.
     pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
-        let untouched = self.whole(torch)?
-            && version(self.tensor.bind(torch.py))? == self.version
-            && !self.shared(torch)?;
-        if untouched { Ok(self) } else { torch.buffer() }
+        if self.whole(torch)? && !self.shared(torch)? { Ok(self) } else { torch.buffer() }
     }
 
     /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
@@ -144,7 +128,7 @@ fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
 impl<T> AsRef<[T]> for Buffer<T> {
     fn as_ref(&self) -> &[T] {
         // SAFETY: `at` is the start of `len` elements of `_memory`, which is never resized and lives
-        // as long as this buffer; it is zeroed, and any bits are a number.
+        // as long as this buffer; it has been written, and any bits are a number.
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
 }
@@ -158,11 +142,34 @@ impl<T> AsMut<[T]> for Buffer<T> {
 }
 
 impl<'py> Torch<'py> {
-    /// A new buffer, all zeros.
+    /// A new buffer, with whatever content.
     pub fn buffer<T: Real>(&self) -> PyResult<Buffer<T>> {
-        let memory = Memory::zeros(self.len * size_of::<T>())?;
-        let at = memory.words.as_ptr().cast::<T>().cast_mut();
-        let memory = Bound::new(self.py, memory)?;
+        let bytes = self.len * size_of::<T>();
+        let memory = Arc::new(Block::new(bytes).ok_or_else(|| no_room(bytes))?);
+        let at = memory.address().cast::<T>();
+        let tensor = match &self.library.exchange {
+            // SAFETY: `len` numbers of the memory, which the tensor's owner keeps. Torch and we agree
+            // on who writes when (`reclaim`).
+            Some(torch) if self.len > 0 => unsafe {
+                torch.tensor(self.py, at, &self.sizes, Arc::clone(&memory))?
+            },
+            _ => self.lent(&memory)?,
+        };
+        let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
+        Ok(Buffer {
+            shares: self.shares(&tensor, &storage)?,
+            version: version(&tensor)?,
+            address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
+            tensor: tensor.unbind(),
+            storage: storage.unbind(),
+            _memory: memory,
+            at,
+            len: self.len,
+        })
+    }
+
+    /// A tensor on this memory, by the buffer protocol.
+    fn lent(&self, memory: &Arc<Block>) -> PyResult<Bound<'py, PyAny>> {
         // torch makes no tensor of an empty buffer; an empty one has no memory to share.
         let flat = if self.len == 0 {
             self.library
@@ -173,21 +180,10 @@ impl<'py> Torch<'py> {
         } else {
             let keywords = pyo3::types::PyDict::new(self.py);
             keywords.set_item(intern!(self.py, "dtype"), self.dtype())?;
-            self.library.frombuffer.bind(self.py).call((&memory,), Some(&keywords))?
+            let lender = Bound::new(self.py, Lender(Arc::clone(memory)))?;
+            self.library.frombuffer.bind(self.py).call((lender,), Some(&keywords))?
         };
-        let tensor = flat.call_method1(intern!(self.py, "view"), (&self.shape,))?;
-        drop(flat);
-        let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
-        Ok(Buffer {
-            shares: self.shares(&tensor, &storage)?,
-            version: version(&tensor)?,
-            address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
-            tensor: tensor.unbind(),
-            storage: storage.unbind(),
-            _memory: memory.unbind(),
-            at,
-            len: self.len,
-        })
+        flat.call_method1(intern!(self.py, "view"), (&self.shape,))
     }
 
     /// How many ways lead to a tensor's memory: references to the tensor and its storage, in Python

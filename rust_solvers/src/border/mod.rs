@@ -2,6 +2,7 @@
 
 mod borrowed;
 mod chain;
+mod dlpack;
 mod kernel;
 mod memory;
 mod native;
@@ -20,10 +21,11 @@ pub(crate) use steps::decode;
 #[pymodule]
 fn rust_solvers(module: &Bound<'_, PyModule>) -> PyResult<()> {
     crate::threads::own();
-    module.add_class::<memory::Memory>()?;
+    module.add_class::<memory::Lender>()?;
     module.add_class::<native::Network>()?;
     module.add_class::<kernel::UserKernel>()?;
     module.add_class::<steps::Decoder>()?;
+    module.add_function(wrap_pyfunction!(tensor::finite, module)?)?;
     module.add_function(wrap_pyfunction!(steps::ddpm_step, module)?)?;
     module.add_function(wrap_pyfunction!(steps::flow_matching_step, module)?)?;
     module.add_function(wrap_pyfunction!(runge_kutta::runge_kutta, module)?)?;

@@ -9,17 +9,21 @@
 //!   torch's own memory outlives the call that found it.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::rc::Rc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
-use crate::kernels::CHUNK;
+use crate::block::Block;
+use crate::kernels::{CHUNK, all_finite};
 use crate::real::{Precision, Real};
 use crate::threads::share;
+
+use super::dlpack::Exchange;
 
 /// The parts of torch that the border uses, looked up once a process.
 pub struct Library {
@@ -30,6 +34,8 @@ pub struct Library {
     pub frombuffer: Py<PyAny>,
     /// References to a storage; absent in a torch that does not count them for us.
     pub storage_uses: Option<Py<PyAny>>,
+    /// What does the same by one call; absent before torch 2.10.
+    pub exchange: Option<Exchange>,
 }
 
 impl Library {
@@ -37,8 +43,10 @@ impl Library {
         static LIBRARY: PyOnceLock<Library> = PyOnceLock::new();
         LIBRARY.get_or_try_init(py, || {
             let torch = py.import("torch")?;
+            let tensor = torch.getattr("Tensor")?;
             Ok(Library {
-                tensor: torch.getattr("Tensor")?.unbind(),
+                exchange: Exchange::of(&tensor),
+                tensor: tensor.unbind(),
                 float32: torch.getattr("float32")?.unbind(),
                 float64: torch.getattr("float64")?.unbind(),
                 strided: torch.getattr("strided")?.unbind(),
@@ -60,6 +68,8 @@ pub struct Torch<'py> {
     pub precision: Precision,
     plain: Bound<'py, PyAny>,
     pub shape: Bound<'py, PyTuple>,
+    /// The same shape.
+    pub sizes: Vec<i64>,
     pub len: usize,
 }
 
@@ -73,11 +83,59 @@ pub enum Obstacle {
 
 /// Memory of copies that are done with, for the next ones: asking the system for pages costs more
 /// than filling them.
-pub type Pool<T> = Rc<RefCell<Vec<Vec<T>>>>;
+pub type Pool<T> = Rc<RefCell<Vec<Numbers<T>>>>;
+
+/// Memory of ours for numbers that Python never sees.
+pub struct Numbers<T> {
+    block: Option<Block>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> Default for Numbers<T> {
+    fn default() -> Self {
+        Numbers { block: None, len: 0, of: PhantomData }
+    }
+}
+
+impl<T: Real> Numbers<T> {
+    /// `len` numbers with whatever content, in the memory of others if it will do.
+    fn renewed(self, len: usize) -> PyResult<Self> {
+        let bytes = len * size_of::<T>();
+        let block = match self.block {
+            Some(block) if block.bytes() >= bytes => block,
+            _ => Block::new(bytes).ok_or_else(|| no_room(bytes))?,
+        };
+        Ok(Numbers { block: Some(block), len, of: PhantomData })
+    }
+}
+
+impl<T> AsRef<[T]> for Numbers<T> {
+    fn as_ref(&self) -> &[T] {
+        self.block.as_ref().map_or(&[], |block| {
+            // SAFETY: the block holds `len` numbers or more (`renewed`), on a line and written,
+            // and nobody else has it.
+            unsafe { std::slice::from_raw_parts(block.address().cast(), self.len) }
+        })
+    }
+}
+
+impl<T> AsMut<[T]> for Numbers<T> {
+    fn as_mut(&mut self) -> &mut [T] {
+        self.block.as_mut().map_or(&mut [], |block| {
+            // SAFETY: as for reading.
+            unsafe { std::slice::from_raw_parts_mut(block.address().cast(), self.len) }
+        })
+    }
+}
+
+pub fn no_room(bytes: usize) -> PyErr {
+    PyMemoryError::new_err(format!("no room for a state of {bytes} bytes"))
+}
 
 /// A copy of what a field returned.
 pub struct Slope<T> {
-    values: Vec<T>,
+    values: Numbers<T>,
     pool: Pool<T>,
 }
 
@@ -88,17 +146,21 @@ impl<T: Real> Slope<T> {
         len: usize,
         fill: impl FnOnce(&mut [T]) -> PyResult<()>,
     ) -> PyResult<Self> {
-        let mut values = pool.borrow_mut().pop().unwrap_or_default();
-        values.resize(len, T::ZERO);
-        let mut slope = Slope { values, pool: Rc::clone(pool) };
-        fill(&mut slope.values)?;
+        let mut slope = Slope::reusing(pool, len)?;
+        fill(slope.values.as_mut())?;
         Ok(slope)
+    }
+
+    fn reusing(pool: &Pool<T>, len: usize) -> PyResult<Self> {
+        let values = pool.borrow_mut().pop();
+        let values = values.unwrap_or_default().renewed(len)?;
+        Ok(Slope { values, pool: Rc::clone(pool) })
     }
 }
 
 impl<T> AsRef<[T]> for Slope<T> {
     fn as_ref(&self) -> &[T] {
-        &self.values
+        self.values.as_ref()
     }
 }
 
@@ -134,7 +196,8 @@ impl<'py> Torch<'py> {
         } else {
             return Err(PyValueError::new_err(format!("a state of dtype {}", dtype.str()?)));
         };
-        Ok(Torch { py, library, precision, plain, shape, len })
+        let sizes = shape.extract()?;
+        Ok(Torch { py, library, precision, plain, shape, sizes, len })
     }
 
     /// The same for tensors of another number of rows.
@@ -144,8 +207,7 @@ impl<'py> Torch<'py> {
         shape.set_item(0, rows)?;
         let shape = shape.to_tuple();
         let len = self.len / before.max(1) * rows;
-        let Torch { py, library, precision, .. } = *self;
-        Ok(Torch { py, library, precision, plain: self.plain.clone(), shape, len })
+        Torch::of(self.dtype(), shape, len, self.plain.clone())
     }
 
     /// The same for a matrix of so many columns for each element of the rows.
@@ -154,8 +216,7 @@ impl<'py> Torch<'py> {
         shape.append(columns)?;
         let len = self.len.checked_mul(columns).filter(|&len| len < 1 << 31);
         let len = len.ok_or_else(|| PyValueError::new_err("a diffusion of too many columns"))?;
-        let shape = shape.to_tuple();
-        Ok(Torch { shape, len, plain: self.plain.clone(), ..*self })
+        Torch::of(self.dtype(), shape.to_tuple(), len, self.plain.clone())
     }
 
     pub fn dtype(&self) -> &Bound<'py, PyAny> {
@@ -174,8 +235,49 @@ impl<'py> Torch<'py> {
         len: usize,
     ) -> PyResult<Result<*mut T, Obstacle>> {
         let py = self.py;
+        let seen = if shape.is(&self.shape) { self.dense(tensor) } else { None };
+        let address = match seen {
+            Some(address) => address,
+            None => match self.asked(tensor, shape)? {
+                Ok(address) => address,
+                Err(obstacle) => return Ok(Err(obstacle)),
+            },
+        };
+        if tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
+            return Ok(Err(Obstacle::Scattered));
+        }
+        if len == 0 {
+            return Ok(Ok(std::ptr::NonNull::dangling().as_ptr()));
+        }
+        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
+        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+        // A storage can be made smaller than the tensors on it believe it to be.
+        let end = len.checked_mul(size_of::<T>()).and_then(|n| address.checked_add(n));
+        let inside = start != 0
+            && address >= start
+            && end.zip(start.checked_add(bytes)).is_some_and(|(end, limit)| end <= limit);
+        if !inside || !address.is_multiple_of(align_of::<T>()) {
+            let what = format!("whose memory ({bytes} bytes) does not hold its {len} elements");
+            return Ok(Err(Obstacle::Wrong(what)));
+        }
+        Ok(Ok(address as *mut T))
+    }
+
+    /// The address of a tensor that is dense and like ours in all else; None where it is not, or where
+    /// this torch does not say so by one call.
+    pub fn dense(&self, tensor: &Bound<'py, PyAny>) -> Option<usize> {
+        self.library.exchange.as_ref()?.dense(tensor, self.precision, &self.sizes)
+    }
+
+    /// The same, asked attribute by attribute: what is in the way is named.
+    fn asked(
+        &self,
+        tensor: &Bound<'py, PyAny>,
+        shape: &Bound<'py, PyTuple>,
+    ) -> PyResult<Result<usize, Obstacle>> {
+        let py = self.py;
         let wrong = |what: String| Ok(Err(Obstacle::Wrong(what)));
-        let yes = |method| -> PyResult<bool> { tensor.call_method0(method)?.is_truthy() };
         let dtype = tensor.getattr(intern!(py, "dtype"))?;
         if !dtype.is(self.dtype()) {
             return wrong(format!(
@@ -201,25 +303,10 @@ impl<'py> Torch<'py> {
                 show(shape)?
             ));
         }
-        if !yes(intern!(py, "is_contiguous"))? || yes(intern!(py, "is_neg"))? {
+        if !tensor.call_method0(intern!(py, "is_contiguous"))?.is_truthy()? {
             return Ok(Err(Obstacle::Scattered));
         }
-        let address: usize = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        if len == 0 {
-            return Ok(Ok(std::ptr::NonNull::dangling().as_ptr()));
-        }
-        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
-        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
-        // A storage can be made smaller than the tensors on it believe it to be.
-        let end = len.checked_mul(size_of::<T>()).and_then(|n| address.checked_add(n));
-        let inside = start != 0
-            && address >= start
-            && end.zip(start.checked_add(bytes)).is_some_and(|(end, limit)| end <= limit);
-        if !inside || !address.is_multiple_of(align_of::<T>()) {
-            return wrong(format!("whose memory ({bytes} bytes) does not hold its {len} elements"));
-        }
-        Ok(Ok(address as *mut T))
+        Ok(Ok(tensor.call_method0(intern!(py, "data_ptr"))?.extract()?))
     }
 
     /// Copy what a field returned.
@@ -242,16 +329,15 @@ impl<'py> Torch<'py> {
                 self.locate_or_say(&result)?.map_err(|_| self.without_memory())?
             }
         };
-        let mut values = pool.borrow_mut().pop().unwrap_or_default();
-        values.resize(self.len, T::ZERO);
+        let mut slope = Slope::reusing(pool, self.len)?;
         // SAFETY: `locate` has just shown that `len` elements lie at `at`, aligned, in a storage that
         // `result` keeps alive; the interpreter lock is held and no Python runs until the copy is
         // done.
         let result = unsafe { std::slice::from_raw_parts(at, self.len) };
-        share(&mut values, CHUNK, 1, |from, out| {
+        share(slope.values.as_mut(), CHUNK, 1, |from, out| {
             out.copy_from_slice(&result[from..from + out.len()]);
         });
-        Ok(Slope { values, pool: Rc::clone(pool) })
+        Ok(slope)
     }
 
     fn locate_or_say<T: Real>(
@@ -287,5 +373,27 @@ impl<'py> Torch<'py> {
     pub fn raise(&self, message: String) -> PyErr {
         let error = || self.py.import("interp.errors")?.getattr("FieldError")?.call1((message,));
         error().map_or_else(|e| e, PyErr::from_value)
+    }
+}
+
+/// Whether a tensor holds neither NaN nor infinity; None where it is not a dense one of ours.
+#[pyfunction]
+pub fn finite(x: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
+    let py = x.py();
+    let dtype = x.getattr(intern!(py, "dtype"))?;
+    let library = Library::get(py)?;
+    if !dtype.is(&library.float32) && !dtype.is(&library.float64) {
+        return Ok(None);
+    }
+    fn of<'py, T: Real>(torch: &Torch<'py>, x: &Bound<'py, PyAny>) -> PyResult<Option<bool>> {
+        let found = torch.locate::<T>(x, &torch.shape, torch.len)?;
+        // SAFETY: as in `Torch::take`.
+        let values = found.map(|at| unsafe { std::slice::from_raw_parts(at, torch.len) });
+        Ok(values.ok().map(all_finite))
+    }
+    let torch = Torch::like(x, py.None().into_bound(py))?;
+    match torch.precision {
+        Precision::Single => of::<f32>(&torch, x),
+        Precision::Double => of::<f64>(&torch, x),
     }
 }
