@@ -206,6 +206,10 @@ class Curve:
                 f"log-SNR {lam[outside][0].item() if lam.ndim else lam.item():g} is not on this "
                 f"path, where it runs from {low.item():g} to {high.item():g}. Stay in that range."
             )
+        return self._time_between(lam, low, high)
+
+    def _time_between(self, lam: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The t at log-SNRs that lie in the path's range, from low to high."""
         if self._time_at_log_snr is not None:
             t = self._time_at_log_snr(lam)
         else:

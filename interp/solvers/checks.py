@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+import rust_solvers
 
 from ..arguments import mapping, real, transforming
 from ..errors import OptionError, UnknownName, Unsupported
@@ -136,9 +137,10 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
-    if x.is_meta or transforming() or math.isfinite(x.detach().sum()):
-        return  # one NaN or infinity makes the sum one; a sum may overflow without
-    if not finite(x):
+    if x.is_meta or transforming():
+        return
+    known = rust_solvers.finite(x)
+    if not (finite(x) if known is None else known):
         raise OptionError(f"x is NaN or infinite in rows {bad_rows(x)[:8]}. Give a finite state.")
 
 

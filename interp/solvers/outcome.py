@@ -29,8 +29,6 @@ def solution(
     stop = made.stop if done else made.time(report["t"])
     rows = _row_stats(made, report) if request.per_row else None
     x = made.state(stop if rows is None else rows.t, report["y"])
-    if request.backend == "rust" and made.coordinates is None:
-        x = x.clone()  # out of the engine's memory, which torch cannot resize, into torch's own
     saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
     if not done and rows is None:
         forward = request.ends[1] - request.ends[0]
@@ -62,16 +60,15 @@ def solution(
     if not request.end_alone:
         return Solution(x, host(made.asked[: len(xs)]), xs, stats)
     if stats.status == "done" or rows is not None:
-        end = torch.full((1,), request.ends[1], dtype=torch.float64, device="cpu")
-        return Solution(x, end, _end(x, stats), stats)
+        return Solution(x, request.ends[1], _end(x, stats), stats)
     return Solution(x, host([]), x.new_empty(0, *x.shape), stats)
 
 
-def _end(x: Tensor, stats: Stats) -> Tensor:
-    """The end as the only saved state: a view of it, but NaN in rows that did not get there."""
+def _end(x: Tensor, stats: Stats) -> Tensor | None:
+    """The end as the only saved state, but NaN in rows that did not get there; None for x as it is."""
     lost = [r for r, s in enumerate(stats.rows.status if stats.rows else ()) if s not in ENDED]
     if not lost:
-        return x[None]
+        return None
     xs = x[None].clone()
     xs[:, lost] = float("nan")
     return xs

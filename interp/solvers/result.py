@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ..arguments import host
+
 
 @dataclass(frozen=True)
 class RowStats:
@@ -94,18 +96,27 @@ class Solution:
     """The end of a run and what was saved on the way.
 
     Attributes:
-        x: the state at the end.
-        ts: (m,) float64, the times of ``save_at``, or the end alone.
-        xs: (m, *x.shape), the states at these times; without ``save_at`` a view of x.
+        x: the state at the end. On the rust backend it lies in memory of the engine's, which torch
+            cannot resize.
         stats: what the run did.
         events: where each of the events happened, in their order.
     """
 
     x: Tensor
-    ts: Tensor
-    xs: Tensor
+    _ts: Tensor | float
+    _xs: Tensor | None
     stats: Stats
     events: tuple[Occurrences, ...] = ()
+
+    @property
+    def ts(self) -> Tensor:
+        """(m,) float64, the times of ``save_at``, or the end alone."""
+        return self._ts if isinstance(self._ts, Tensor) else host([self._ts])
+
+    @property
+    def xs(self) -> Tensor:
+        """(m, *x.shape), the states at these times; without ``save_at`` a view of x."""
+        return self.x[None] if self._xs is None else self._xs
 
 
 @dataclass(frozen=True)

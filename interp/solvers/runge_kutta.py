@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import host, spread
 from ..terms import ODE, Coordinates, Field, PathODE
 from . import rust_backend, torch_backend, torchdiffeq_backend
-from .plan import Engine, Plan, Request, clock, clock_reader, cut, native, pose
+from .plan import Ahead, Engine, Plan, Request, clock, clock_reader, cut, native, pose
 from .problem import Observer, Problem
 
 _ROWS: dict[str, Engine] = {
@@ -79,15 +79,21 @@ def laid_out(
     if at is not None:
         y = spread(1 / at.scale(host(start)), x) * x
     marks = [tau[s] for s in saves]
-    slope = seen.slope(request.cond)
+    one_time = request.backend == "rust" and not request.per_row
+    form, ahead = (seen.affine() if one_time else None), None
+    if form is not None and form.reads is not None and request.gradient is None:
+        ahead = Ahead(form, request.cond)
+    slope = ahead or seen.slope(request.cond)
     if request.per_row:
         slope = _at_every_row(slope)
     detached = request.gradient is None and request.backend
     problem = pose(x, y, marks, slope, seen.exact_time, detached or "torch")
     apart = request.per_row and grid is None and x.numel() > 0
-    problem.native = native(seen, x, request, per_row=apart)
+    problem.native = native(seen, x, request, form, per_row=apart)
     taus = [tau[t] for t in grid] if grid is not None else None
-    if at is not None:
+    if ahead is not None:
+        problem.times = ahead.times
+    elif at is not None:
         problem.times = clock_reader(at)
     return Laid(problem, request, at, start, stop, (tau[start], tau[stop]), taus, last)
 

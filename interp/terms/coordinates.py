@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..arguments import host
+
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
 
@@ -112,5 +114,5 @@ class LineClock:
 
 def _time_at(path: Interpolant, log_snr: Tensor) -> Tensor:
     # A clock that has gone through a logarithm and back may miss an end by its last bit.
-    low, high = path.log_snr(0.0), path.log_snr(1.0)
-    return path.time_at_log_snr(torch.minimum(torch.maximum(log_snr, low), high))
+    low, high = path.log_snr(host([0.0, 1.0]))
+    return path._time_between(torch.minimum(torch.maximum(log_snr, low), high), low, high)

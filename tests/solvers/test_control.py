@@ -103,7 +103,8 @@ def test_a_solve_enters_the_engine_once() -> None:
         interp.solve(interp.SDE(lambda t, x: -x, 1.0), x, method="euler_maruyama", steps=100)
     finally:
         sys.setprofile(None)
-    assert entered == ["runge_kutta"] * 3 + ["recurrence"]
+    runs = [name for name in entered if name != "finite"]  # the look at x before
+    assert runs == ["runge_kutta"] * 3 + ["recurrence"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
