@@ -6,9 +6,12 @@ overhead: (wall - field) / field, what a solver adds to the time spent in the mo
 float32. Every engine integrates the same field at the same tolerances, by dopri5 and ours by tsit5 too;
 engines take turns, and each figure is a median. `loop` is a plain torch loop of dopri5 on the steps that
 our run took, without error control: what one would write by hand. The floor is the memory traffic of the
-formulas, 40 N numbers a step, at the bandwidth measured beside it; `/ floor` is how many times that our
-dopri5 takes. diffrax is timed where it is installed, with the same network in JAX, the whole run
-compiled; its field time is that of as many calls of the network in one compiled loop.
+formulas, 40 N numbers a step, at the bandwidth measured beside it, in caches as the field leaves them;
+`/ floor` is how many times that our dopri5 takes, and `/ hot` how many times the same in a loop that
+does nothing else. It moves 52 N: each of the six results of the field is copied when it comes, so that
+the field may use or free its memory as it likes; `moved` is at how many GB/s, of those measured.
+diffrax is timed where it is installed, with the same network in JAX, the whole run compiled; its field
+time is that of as many calls of the network in one compiled loop.
 
 growth: nanoseconds an element and step beyond the field, from 1e3 to 1e7 elements, and the floor's.
 
@@ -42,6 +45,7 @@ GROWTH = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 MEASURED = ("euler", "heun", "rk4", "bosh3", "dopri5", "tsit5", "dop853")
 TOLERANCE = 1e-5
 SEED = 0
+FORMULAS, MOVED = 40, 52  # numbers that a step of dopri5 reads and writes, for each of the state's
 
 
 class MLP(torch.nn.Module):
@@ -119,17 +123,30 @@ def by_loop(x: Tensor, field: MLP) -> Callable[[Timed], object]:
     return integrate
 
 
-def bandwidth(elements: int, repeats: int = 50) -> float:
-    """Bytes a second of z = x + y, over as many float32 arrays as a step of dopri5 works on."""
-    arrays = [torch.zeros(elements) for _ in range(12)]
+def bandwidth(
+    field: Callable[[Tensor, Tensor], Tensor] | None, x: Tensor, repeats: int = 50
+) -> float:
+    """Bytes a second of z = x + y, over float32 arrays as many as a step of dopri5 works on.
 
-    def passes() -> None:
-        for x, y, z in zip(*[iter(arrays)] * 3, strict=True):
-            torch.add(x, y, out=z)
+    Two such passes, about what the formulas move between two calls of the field, after a call of it:
+    what it does to the caches no solver can undo. None: in a loop of passes alone.
+    """
+    t, n = torch.tensor(0.5), x.numel()
+    arrays = [torch.zeros(n) for _ in range(9)]
 
-    passes()
-    best = median([seconds(passes) for _ in range(repeats)])
-    return 4 * 12 * elements / best
+    def passes(turn: int) -> None:
+        for first in (turn, turn + 3):
+            a, b, out = (arrays[(first + i) % 9] for i in range(3))
+            torch.add(a, b, out=out)
+
+    def after_the_field(turn: int) -> float:
+        if field is not None:
+            field(t, x)
+        return seconds(lambda: passes(turn))
+
+    with torch.no_grad():
+        spent = [after_the_field(turn) for turn in range(repeats + 3)][3:]
+    return 4 * 6 * n / median(spent)
 
 
 def one_size(size: str, repeats: int) -> dict[str, object]:
@@ -162,9 +179,13 @@ def one_size(size: str, repeats: int) -> dict[str, object]:
     with torch.no_grad():
         stats = interp.solve(field, x, rtol=TOLERANCE, atol=TOLERANCE).stats
     tries = stats.accepted + stats.rejected
-    traffic = 40 * 4 * x.numel() * tries / bandwidth(x.numel())
-    figures["floor"] = traffic / (figures["interp"]["field_ms"] / 1e3)
-    figures["over_floor"] = figures["interp"]["overhead"] / figures["floor"]
+    speed, hot, ours = bandwidth(field, x), bandwidth(None, x), figures["interp"]
+    step = 4 * x.numel() * tries
+    figures["floor"] = FORMULAS * step / speed / (ours["field_ms"] / 1e3)
+    figures["over_floor"] = ours["overhead"] / figures["floor"]
+    figures["over_hot"] = figures["over_floor"] * hot / speed
+    engine_s = ours["overhead"] * ours["field_ms"] / 1e3
+    figures["gb_s"] = {"moved": MOVED * step / engine_s / 1e9, "measured": speed / 1e9}
     jax = by_diffrax(field, x, repeats)
     if jax is not None:
         figures["diffrax"] = jax
@@ -221,14 +242,28 @@ def by_diffrax(field: MLP, x: Tensor, repeats: int) -> dict[str, float] | None:
 def table(rows: list[dict[str, object]]) -> str:
     """The overheads, one size a line."""
     names = [n for n in ("interp", "tsit5", "torchdiffeq", "loop", "diffrax") if n in rows[0]]
-    head = ["size", "field call", *names, "floor", "/ floor", "torchdiffeq / interp"]
+    head = [
+        "size",
+        "field call",
+        *names,
+        "floor",
+        "/ floor",
+        "/ hot",
+        "moved",
+        "torchdiffeq / interp",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         ours, peer = row["interp"], row["torchdiffeq"]
         call = 1e3 * ours["field_ms"] / ours["calls"]
         cells = [row["size"], f"{call:.0f} us"]
         cells += [f"{100 * row[n]['overhead']:.1f} %" for n in names]
-        cells += [f"{100 * row['floor']:.1f} %", f"{row['over_floor']:.1f}"]
+        cells += [
+            f"{100 * row['floor']:.1f} %",
+            f"{row['over_floor']:.1f}",
+            f"{row['over_hot']:.1f}",
+        ]
+        cells += ["{moved:.0f} of {measured:.0f} GB/s".format(**row["gb_s"])]
         cells += [f"{peer['overhead'] / ours['overhead']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -253,7 +288,7 @@ def growth(repeats: int) -> list[dict[str, float]]:
                 stats = interp.solve(field, x, t=(0.0, 4.0), rtol=TOLERANCE, atol=TOLERANCE).stats
             steps = stats.accepted + stats.rejected
             costs.append((stats.wall_s - stats.field_s) / (n * steps))
-        floor = 40 * 4 / bandwidth(n, repeats=max(3, min(50, 10_000_000 // n)))
+        floor = FORMULAS * 4 / bandwidth(field, x, max(3, min(50, 10_000_000 // n)))
         found.append({"elements": n, "ns": 1e9 * median(costs), "floor_ns": 1e9 * floor})
     return found
 
