@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-import rust_solvers
-
 from ..arguments import mapping, real, transforming
 from ..errors import OptionError, UnknownName, Unsupported
 from ..terms import Cond, Term
-from . import chains, gradients, grids
+from . import chains, gradients, grids, rust_backend
 from .catalogue import METHODS, Method
 from .plan import Request
 from .torch_backend.run import bad_rows, finite
@@ -139,7 +137,7 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
     if x.is_meta or transforming():
         return
-    known = rust_solvers.finite(x)
+    known = rust_backend.finite(x)
     if not (finite(x) if known is None else known):
         raise OptionError(f"x is NaN or infinite in rows {bad_rows(x)[:8]}. Give a finite state.")
 

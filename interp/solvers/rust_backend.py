@@ -7,6 +7,7 @@ those of `interp.solvers.problem` and `interp.solvers.tableaus`.
 
 from rust_solvers import (
     chain,
+    finite,
     recurrence,
     reversible_heun,
     runge_kutta,
@@ -16,6 +17,7 @@ from rust_solvers import (
 
 __all__ = [
     "chain",
+    "finite",
     "recurrence",
     "reversible_heun",
     "runge_kutta",
