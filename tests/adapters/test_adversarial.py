@@ -189,6 +189,36 @@ def test_a_dcgan_starts_as_published():
     assert (optimizer, family.latent) == (2e-4, 100)
 
 
+def test_mlps_have_rates_of_their_own_and_convolutions_the_published_ones():
+    def found(name, shape, **options):
+        family = adapters.create(name, shape, width=8, **options)
+        (_, generator) = list(family.objectives(family.critic_steps - 1, 10))
+        own = {key: family.config[key] for key in ("clip", "penalty") if key in family.config}
+        return generator.optimizer.lr, generator.optimizer.options.get("betas"), own
+
+    points, images = (2,), (1, 8, 8)
+    assert found("gan", points) == (1e-3, (0.5, 0.999), {})
+    assert found("gan", images) == (2e-4, (0.5, 0.999), {})
+    assert found("wgan", points) == (5e-4, None, {"clip": 0.1})
+    assert found("wgan", images) == (5e-5, None, {"clip": 0.01})
+    assert found("wgan_gp", points) == (1e-3, (0.5, 0.9), {"penalty": 0.1})
+    assert found("wgan_gp", images) == (1e-4, (0.0, 0.9), {"penalty": 10.0})
+    assert found("wgan_gp", images, network="mlp") == found("wgan_gp", points)
+    assert found("wgan", points, clip=0.02, lr=1e-2) == (1e-2, None, {"clip": 0.02})
+
+
+def test_a_dcgan_of_points_normalises_batches_too():
+    torch.manual_seed(0)
+    family = adapters.create("dcgan", (2,), width=8)
+    for part in (family.generator, family.critic):
+        assert sum(isinstance(layer, nn.BatchNorm1d) for layer in part.modules()) == 2
+    interp.train(family, torch.randn(16, 2), 3, batch_size=8, progress=False)
+    whole = family.sample(5, seed=3)
+    torch.testing.assert_close(
+        torch.cat([family.sample(2, seed=3), family.sample(3, seed=3, first_row=2)]), whole
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("verb", ["forward", "log_prob"])
 def test_there_is_no_density_and_no_encoder(name, verb):
