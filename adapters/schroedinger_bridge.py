@@ -19,7 +19,8 @@ and velocity = (f - b) / 2, score = (f + b) / sigma^2. Three ways to learn them:
     i2sb   Liu, Vahdat, Huang, Theodorou, Nie, Anandkumar, 2302.05872. Given pairs (x0 degraded, x1 clean),
            one network of (x - x1) / (sigma sqrt(1 - tau)), in the clock tau(t) of a noise that is largest
            in the middle: sqrt(beta) goes from sqrt(.1) half the way to sqrt(.3) and back, and
-           sigma^2 = int beta = .141.
+           sigma^2 = int beta = .141. There the noise has a spread of sigma / 2: where sigma is near the
+           spread of the data, the middle of the bridge forgets which x0 it came from.
 
 What is regressed, and under which weight, is in `adapters.bridge_matching`.
 """

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import real, spread, whole
+from ..arguments import holds, real, spread, whole
 from ..errors import FieldError, OptionError, UnknownName
 from ..interpolant import Interpolant
 from ..terms.model import check_callable
 from .shift import Model, Shifted, TimeName
+from .wrapper import Interval
 
 COVARIANCES = ("exact", "isotropic", "none")
 Operator = Callable[[Tensor], Tensor]
@@ -46,8 +47,9 @@ class Posterior(Shifted):
         iterations: int,
         view: str | None,
         time: TimeName | None,
+        interval: Interval | None,
     ) -> None:
-        super().__init__(model, path, view, time)
+        super().__init__(model, path, view, time, interval)
         check_callable("operator", operator)
         if covariance not in COVARIANCES:
             raise UnknownName.of("covariance", covariance, COVARIANCES)
@@ -62,13 +64,17 @@ class Posterior(Shifted):
     def __call__(self, t: float | Tensor, x: Tensor, **cond: Any) -> Tensor:
         """The view given the measurement at (t, x), of x's shape."""
         time = self.times(t, x)
+        held, q = self.unit(time)
+        if holds(q == 0):
+            return self.value(time, x, cond)
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            value = self.value(time, at, cond)
-            data = self.path.convert(value, self.view, "data", at, time)
+            value = self.value(held, at, cond)
+            data = self.path.convert(value, self.view, "data", at, held)
             found = self.operator(data)
         rest = self._measured(found) - found.detach()
-        variance = self._variance(time, x)
+        variance = self._variance(held, x)
+        own = value.detach() if held is time else self.value(time, x, cond)
 
         def back(y: Tensor, to: Tensor, of: Tensor) -> Tensor:
             """The transposed Jacobian of ``of`` by ``to``, times y."""
@@ -84,7 +90,7 @@ class Posterior(Shifted):
             return spoilt + self.operator(variance * moved)
 
         weighed = _solved(apply, rest, self.iterations)
-        return self.moved(value.detach(), back(weighed, at, found), time)
+        return own + spread(q, own) * back(weighed, at, found)
 
     def _measured(self, found: Tensor) -> Tensor:
         y = self.measurement.to(found)
@@ -115,12 +121,13 @@ def posterior(
     iterations: int = 8,
     view: str | None = None,
     time: TimeName | None = None,
+    interval: Interval | None = None,
 ) -> Posterior:
     """The model of x1 given y = A x1 + noise z: of the same view, for any term and solver.
 
     Exact for Gaussian data, an approximation elsewhere: the posterior of x1 given x is taken for a
     Gaussian. One call of the model and its gradient, and ``iterations`` more gradients with
-    covariance="exact". The run has to begin where beta > 0, e.g. t=(0.001, 1.0).
+    covariance="exact".
 
     Args:
         model: model(t, x, **cond) on ``path``, differentiable.
@@ -133,18 +140,21 @@ def posterior(
         iterations: of conjugate gradients; exact where a row has no more measurements than that.
         view: what the model returns; None is its own, or else the velocity.
         time: what the model is told; see `interp.Interpolant.ode`.
+        interval: guide only at the times t from the first to the second, as `interp.guide` does.
 
     Raises:
-        UndeterminedView: at a time where beta is 0, when called; or a path without a Gaussian base.
+        UndeterminedView: a path without a Gaussian base.
         FieldError: a measurement of another shape than the operator gives, when called.
         UnknownName: a covariance that does not exist.
-        OptionError: noise that is not positive, or no iterations.
+        OptionError: noise that is not positive, no iterations, or an interval that is empty.
     """
     if not isinstance(measurement, Tensor):
         raise OptionError(
             f"the measurement is a {type(measurement).__name__}. Give a tensor like what the operator gives."
         )
-    return Posterior(model, path, operator, measurement, noise, covariance, iterations, view, time)
+    return Posterior(
+        model, path, operator, measurement, noise, covariance, iterations, view, time, interval
+    )
 
 
 def _solved(apply: Operator, y: Tensor, iterations: int) -> Tensor:

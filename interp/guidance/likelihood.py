@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import real
+from ..arguments import holds, real, spread
 from ..errors import FieldError
 from ..interpolant import Interpolant
 from ..terms.model import check_callable
 from .shift import Model, Shifted, TimeName
+from .wrapper import Interval
 
 
 class Classified(Shifted):
@@ -28,8 +29,9 @@ class Classified(Shifted):
         view: str | None,
         time: TimeName | None,
         takes: tuple[str, ...],
+        interval: Interval | None,
     ) -> None:
-        super().__init__(model, path, view, time)
+        super().__init__(model, path, view, time, interval)
         check_callable("log_prob", log_prob)
         self.log_prob, self.scale, self.takes = log_prob, real("scale", scale, -math.inf), takes
 
@@ -38,9 +40,10 @@ class Classified(Shifted):
         theirs = {name: cond.pop(name) for name in self.takes if name in cond}
         time = self.times(t, x)
         value = self.value(time, x, cond)
-        return (
-            value if self.scale == 0 else self.moved(value, self._gradient(time, x, theirs), time)
-        )
+        held, q = self.unit(time)
+        if self.scale == 0 or holds(q == 0):
+            return value
+        return value + spread(q, value) * self._gradient(held, x, theirs)
 
     def _gradient(self, t: Tensor, x: Tensor, cond: dict[str, Any]) -> Tensor:
         with torch.enable_grad():
@@ -65,6 +68,7 @@ def classifier(
     view: str | None = None,
     time: TimeName | None = None,
     takes: tuple[str, ...] = ("label",),
+    interval: Interval | None = None,
 ) -> Classified:
     """The model with scale grad log p(y | x_t) added to its score.
 
@@ -79,10 +83,13 @@ def classifier(
         view: what the model returns; None is its own, or else the velocity.
         time: what the model is told; see `interp.Interpolant.ode`.
         takes: which of the conditions are the classifier's alone.
+        interval: guide only at the times t from the first to the second, as `interp.guide` does. Where beta
+            is small a unit of the score is sigma^2 / beta of the data, and a learned classifier's gradient
+            does not fall with it as the exact one does: begin where it does.
 
     Raises:
-        UndeterminedView: at a time where beta is 0, when called; or a path without a Gaussian base.
+        UndeterminedView: a path without a Gaussian base.
         FieldError: a log_prob of another shape, when called.
-        OptionError: a scale that is not finite, or what cannot be called.
+        OptionError: a scale that is not finite, an interval that is empty, or what cannot be called.
     """
-    return Classified(model, log_prob, scale, path, view, time, takes)
+    return Classified(model, log_prob, scale, path, view, time, takes, interval)

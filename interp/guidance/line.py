@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .wrapper import Wrapper
+from .wrapper import Interval, Wrapper, check_interval, inside
 
 Model = Callable[..., Tensor]
 
@@ -23,14 +23,14 @@ class Guided(Wrapper):
     model: Model
     uncond: Mapping[str, Any] | Model
     scale: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     rescale: float
 
     def __call__(self, t: Tensor, x: Tensor, **cond: Any) -> Tensor:
         """u + scale (c - u) at (t, x), of x's shape."""
         c = self.model(t, x, **cond)
-        inside = self._inside(t)
-        if self.scale == 1 or inside is False:
+        within = inside(self.interval, t)
+        if self.scale == 1 or within is False:
             return c
         if callable(self.uncond):
             u = self.uncond(t, x, **cond)
@@ -39,25 +39,16 @@ class Guided(Wrapper):
         guided = torch.lerp(u, c, self.scale)
         if self.rescale:
             guided = guided * (1 - self.rescale + self.rescale * _std(c) / _std(guided))
-        if inside is True:
+        if within is True:
             return guided
-        return torch.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), guided, c)
-
-    def _inside(self, t: Tensor) -> bool | Tensor:
-        """Whether t is in the interval: for each row where that differs, else for all."""
-        if self.interval is None:
-            return True
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        if bool(inside.all()):
-            return True
-        return inside if bool(inside.any()) else False
+        return torch.where(within.reshape(-1, *(1,) * (x.ndim - 1)), guided, c)
 
 
 def guide(
     model: Model,
     uncond: Mapping[str, Any] | Model,
     scale: float,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
     rescale: float = 0.0,
 ) -> Guided:
     """The model u + scale (c - u), with c under the condition and u without it.
@@ -87,10 +78,7 @@ def guide(
     check(uncond, scale)
     if not 0 <= rescale <= 1:
         raise OptionError(f"rescale is {rescale}. Give a share in [0, 1].")
-    if interval is not None and not interval[0] <= interval[1]:
-        raise OptionError(
-            f"the interval {interval} is empty. Give (first, last) with first <= last."
-        )
+    check_interval(interval)
     return Guided(model, uncond, float(scale), interval, float(rescale))
 
 

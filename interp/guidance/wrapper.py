@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from ..errors import OptionError
+
+Interval = tuple[float, float]
+
 
 class Wrapper:
     """A model of the same view, time and path as ``model``."""
@@ -30,3 +36,25 @@ class Wrapper:
     def exact_time(self) -> bool:
         """Whether the model wants its time in float64."""
         return bool(getattr(self.model, "exact_time", False))
+
+
+def check_interval(interval: Interval | None) -> None:
+    """Refuse an interval of no times.
+
+    Raises:
+        OptionError: says which.
+    """
+    if interval is not None and not interval[0] <= interval[1]:
+        raise OptionError(
+            f"the interval {interval} is empty. Give (first, last) with first <= last."
+        )
+
+
+def inside(interval: Interval | None, t: Tensor) -> bool | Tensor:
+    """Whether ``t`` is in the interval: for each row where that differs, else for all."""
+    if interval is None:
+        return True
+    within = (t >= interval[0]) & (t <= interval[1])
+    if bool(within.all()):
+        return True
+    return within if bool(within.any()) else False

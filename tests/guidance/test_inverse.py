@@ -191,11 +191,76 @@ def test_told_times_and_own_views_are_kept():
     assert (guided.view, guided.time, guided.exact_time) == ("data", "t", True)
 
 
-def test_where_beta_is_zero_it_says_so():
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", ["linear", "trigonometric", "cosine"])
+def test_it_is_exact_where_beta_is_zero(name, view):
+    """The data are moved by E[x1 | y] - E[x1] there, and noise and score by nothing."""
+    path, prior = PATHS[name], exact.Gaussian(MEAN, COV)
+    mean, cov, _ = given_y(MEAN, COV, A, Y, NOISE)
+    model, truth = (getattr(law, view)(path) for law in (prior, exact.Gaussian(mean, cov)))
+    # Beside times that are not: each row has its own.
+    t = torch.tensor([0.0, 1e-9, 5e-4, 2e-3, 0.6], dtype=F64)
+    x = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def log_prob(t, x):
+        return exact.Gaussian(mean, cov).log_density(path)(t, x) - prior.log_density(path)(t, x)
+
+    for guided in (
+        guidance.posterior(model, path, operator, Y, NOISE, view=view),
+        guidance.classifier(model, log_prob, path, view=view),
+    ):
+        out, wanted = guided(t, x), truth(t, x)
+        # Held at beta / sigma = .001 below it, for numbers of order 1.
+        torch.testing.assert_close(out, wanted, rtol=0, atol=3e-3)
+        torch.testing.assert_close(out[3:], wanted[3:], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(guided(0.0, x), truth(0.0, x), rtol=0, atol=3e-3)
+        if view in ("velocity", "data"):  # and that is no small thing
+            assert (out[0] - model(t, x)[0]).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("method", ["dopri5", "euler", "dpm++2m"])
+def test_a_run_begins_where_beta_is_zero(method):
     path, prior = PATHS["linear"], exact.Gaussian(MEAN, COV)
+    mean, cov, _ = given_y(MEAN, COV, A, Y, NOISE)
     guided = guidance.posterior(prior.velocity(path), path, operator, Y, NOISE)
-    with pytest.raises(UndeterminedView, match="beta is 0"):
-        guided(0.0, torch.zeros(1, 3, dtype=F64))
+    x = interp.noise.normal((8, 3), seed=0, dtype=F64)
+    exactly = {"rtol": 1e-9, "atol": 1e-9}
+    options = {"method": method, **(exactly if method == "dopri5" else {"steps": 25})}
+    ends = interp.solve(path.ode(guided), x, **options).x
+    truth = interp.solve(path.ode(exact.Gaussian(mean, cov).velocity(path)), x, **options).x
+    # A field held below t = .001 differs by .001 over a time of .001, or over a first step of 1 / 25.
+    torch.testing.assert_close(ends, truth, rtol=0, atol=1e-5 if method == "dopri5" else 1e-3)
+
+
+def test_outside_its_interval_nothing_is_asked_and_each_row_has_its_own():
+    path, prior = PATHS["linear"], exact.Gaussian(MEAN, COV)
+    model, calls = prior.velocity(path), []
+
+    def log_prob(t, x):
+        calls.append(t)
+        return -x.square().sum(1)
+
+    def seen(x):
+        calls.append(None)
+        return operator(x)
+
+    t = torch.tensor([0.0, 0.2, 0.5, 0.8, 0.95], dtype=F64)
+    x = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for make in (
+        lambda **o: guidance.posterior(model, path, seen, Y, NOISE, **o),
+        lambda **o: guidance.classifier(model, log_prob, path, **o),
+    ):
+        guided, always = make(interval=(0.2, 0.8)), make()
+        calls.clear()
+        assert torch.equal(guided(0.0, x), model(0.0, x))
+        assert torch.equal(guided(0.9, x), model(0.9, x))
+        assert not calls
+        out = guided(t, x)
+        assert calls
+        torch.testing.assert_close(out[1:4], always(t, x)[1:4])
+        assert torch.equal(out[[0, 4]], model(t, x)[[0, 4]])
+        with pytest.raises(OptionError, match="empty"):
+            make(interval=(0.8, 0.2))
 
 
 @pytest.mark.parametrize(
