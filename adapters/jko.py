@@ -25,6 +25,7 @@ from interp.noise import normal_like
 
 from . import networks
 from .arguments import checked_shape
+from .networks.convex import ConvexGradient
 from .networks.potential import potential, slope
 from .protocol import Batch, Family, Losses, Objective, Optimizer
 
@@ -56,7 +57,10 @@ class JKO(Family):
 
     With F = "mmd" there is no critic: F = E|Y - X| - E|Y - Y'| / 2, half the squared maximum mean
     discrepancy of the kernel -|x - y|. T is x + a network that starts at zero: near the identity, as a
-    step's optimal map, but nothing forces it to be the gradient of a convex function.
+    step's optimal map. That is the gradient of a convex function besides (Brenier 1991), which "convex" makes
+    sure of by an input-convex network: Mokrov, Korotin, Li, Genevay, Solomon, Burnaev, 2106.00736;
+    Alvarez-Melis, Schiff, Mroueh, 2106.00774. Theirs is an F of a known density, with the entropy from the
+    Hessian's log-determinant; of a law known by its samples F is the critic's to tell here as well.
 
     S-JKO is ``one_map=True, semi_dual=True``: one map from N(0, 1) to the latest rho, which starts each step
     from its last self (so that a step costs one map, not k), against a potential v with a loss of its own,
@@ -71,7 +75,7 @@ class JKO(Family):
     Args:
         shape: of one data point.
         network: network(t, x) -> like x of the user's own, told t = 0 and copied for each step; or "mlp",
-            "unet", "dit"; None is "mlp", as a step runs through all maps before it.
+            "unet", "dit", "convex"; None is "mlp", as a step runs through all maps before it.
         critic: network(t, x) -> (rows,) of the user's own, or a kind, as in `networks.potential`.
         functional: the F of which the data are the minimum: "kl", "reverse_kl", "js", "chi2" or "mmd".
         h: the step, in units of |x|^2 / F; None is half the number of elements, with which a move by 1 in
@@ -85,11 +89,12 @@ class JKO(Family):
             None is 1 for images, of which the critic else soon tells all from all and says no way, and 0
             for points.
         width: of networks made here.
-        lr: the largest learning rate.
+        lr: the largest learning rate; "convex" likes one of .01.
 
     Raises:
         UnknownName: a functional or a network that does not exist.
-        OptionError: an option out of range, or a functional that has no semi-dual here.
+        OptionError: an option out of range, a functional that has no semi-dual here, or one convex map for
+            all steps, whose gradients do not compose to a gradient.
     """
 
     name = "jko"
@@ -133,7 +138,17 @@ class JKO(Family):
         r1 = real("r1", float(len(shape) == 3) if r1 is None else r1)
         whole("maps", maps, 1)
         whole("critic_steps", critic_steps, 1)
-        made, kind = networks.resolve("mlp" if network is None else network, shape, width=width)
+        if network == "convex" and one_map:
+            raise OptionError(
+                'one_map=True learns the composition of all steps, and network="convex" a gradient, which '
+                "that is not. Give one_map=False, or another network."
+            )
+        made, kind = networks.resolve(
+            "mlp" if network is None else network,
+            shape,
+            width=width,
+            more={"convex": ConvexGradient},
+        )
         judge, judged = potential(critic, shape, width)
         config = {
             "network": kind, "critic": judged, "functional": functional, "h": h, "maps": maps,

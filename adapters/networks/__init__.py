@@ -7,7 +7,7 @@ from points of one shape to points of another.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -54,6 +54,7 @@ def resolve(
     outputs: int = 1,
     times: int = 1,
     fastest: float = 1000.0,
+    more: Mapping[str, Callable[..., nn.Module]] | None = None,
 ) -> tuple[nn.Module, str]:
     """The network that a family was given or is to make, and the name it has in a config.
 
@@ -65,6 +66,7 @@ def resolve(
         outputs: how many tensors of x's shape a network made here gives, along its first axis.
         times: 2 for a network of a map, ``network(t, r, x, label=None)``.
         fastest: the largest frequency at which a network made here is told its times.
+        more: kinds of the family's own, made from the shape and a width.
 
     Raises:
         UnknownName: a kind that does not exist.
@@ -83,9 +85,12 @@ def resolve(
             f"this family was made with a network of the user's own, {kind.removeprefix(_OWN)}. "
             "Make the family in Python with network=..., and load its weights into that."
         )
-    if kind not in _KINDS:
-        raise UnknownName.of("network", kind, _KINDS)
+    more = more or {}
+    if kind not in _KINDS and kind not in more:
+        raise UnknownName.of("network", kind, (*_KINDS, *more))
     options: dict[str, Any] = {} if width is None else {"width": width}
+    if kind in more:
+        return more[kind](shape, **options), kind
     made = _KINDS[kind](
         shape, classes=classes, outputs=outputs, times=times, fastest=fastest, **options
     )

@@ -174,13 +174,15 @@ def test_the_discrepancy_is_half_the_energy_distance():
         {"maps": 2, "functional": "kl"},
         {"maps": 2, "functional": "kl", "one_map": True},
         {"maps": 2, "functional": "mmd", "h": 30.0},
+        {"maps": 2, "functional": "kl", "network": "convex", "lr": 1e-2},
+        {"maps": 2, "functional": "mmd", "h": 30.0, "network": "convex", "lr": 1e-2},
     ],
 )
 def test_it_learns_a_mixture(options):
     """Better than a normal fit by a third, in the energy distance to held-out data."""
     target = interp.exact.Mixture([0.3, 0.7], [[-1.2, 0.0], [0.9, 0.6]], [0.05, 0.08])
     torch.manual_seed(0)
-    family = adapters.create("jko", (2,), width=32, lr=3e-3, **options)
+    family = adapters.create("jko", (2,), width=32, **{"lr": 3e-3, **options})
     interp.train(family, target.sample(4000, seed=0), 200, progress=False)
     assert int(family.phase) == 1
     real = target.sample(1000, seed=1).double()
@@ -208,6 +210,60 @@ def test_it_is_made_from_a_shape_alone_and_again_from_its_config(shape, semi_dua
     again.load_state_dict(family.state_dict())
 
 
+@pytest.mark.parametrize("h", [0.1, 2.0])
+def test_a_convex_map_learns_the_closed_form_of_a_step(h):
+    """With the exact critic of the step's end, whose map is the only one of least loss at every point."""
+    exact_end = jko_step(Gaussian(0.0, 1.0), h, TARGET)
+    # m+ = m (1 - 1 / (1 + h / s^2)) from 0, and the root of the quadratic of std+, written out.
+    A = 1 / S**2 + 1 / h
+    mean, std = M * (1 - 1 / (1 + h / S**2)), (1 / h + math.sqrt(1 / h**2 + 4 * A)) / (2 * A)
+    critic = Ratio(exact_end.mean.item(), exact_end.cov.item())
+    torch.manual_seed(0)
+    family = adapters.create("jko", (1,), "convex", critic=critic, h=h, maps=1, width=16).double()
+    adam, g = torch.optim.Adam(family.networks.parameters(), 0.02), torch.Generator().manual_seed(1)
+    for step in range(300):
+        adam.param_groups[0]["lr"] = 0.02 * (1 - step / 300)
+        adam.zero_grad()
+        family.map_loss(data(128), g).backward()
+        adam.step()
+    z = torch.linspace(-2, 2, 41, dtype=F64)[:, None]
+    # The map is mean + std z, at every point of the bulk and not in its two moments alone.
+    torch.testing.assert_close(family.reverse(z), mean + std * z, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 4, 4)])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_convex_map_is_the_gradient_of_a_convex_function(shape, learned):
+    torch.manual_seed(0)
+    family = adapters.create("jko", shape, "convex", width=16).double()
+    network = family.networks[0]
+    if learned:  # any weights, of either sign
+        for p in network.parameters():
+            p.data.normal_(0, 2)
+    x, y = torch.randn(2, 500, *shape, dtype=F64)
+    middle = network.potential((x + y) / 2)
+    ends = (network.potential(x) + network.potential(y)) / 2
+    assert (middle < ends).all()
+    moved = [family.reverse(at, steps=1) for at in (x, y)]
+    assert ((moved[1] - moved[0]) * (y - x)).flatten(1).sum(1).min() > 0
+    jacobian = torch.func.jacrev(lambda at: family.reverse(at[None], steps=1)[0].flatten())(x[0])
+    jacobian = jacobian.reshape(len(jacobian), -1)
+    torch.testing.assert_close(jacobian, jacobian.T)
+    assert torch.linalg.eigvalsh(jacobian).min() > 0
+    if not learned:  # near the identity
+        assert (moved[0] - x).norm() < 0.03 * x.norm()
+
+
+def test_convex_maps_come_back_from_their_config():
+    family = adapters.create("jko", (3,), "convex", width=8, maps=2)
+    sum(family.loss(torch.randn(8, 3)).values()).backward()
+    assert all(p.grad is not None for p in family.networks[0].parameters())
+    again = adapters.create("jko", **json.loads(json.dumps(family.config)))
+    again.load_state_dict(family.state_dict())
+    assert again.config == family.config
+    assert torch.equal(again.sample(3, seed=0), family.sample(3, seed=0))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -216,6 +272,8 @@ def test_it_is_made_from_a_shape_alone_and_again_from_its_config(shape, semi_dua
         ({"h": 0.0}, OptionError, "h=0"),
         ({"maps": 0}, OptionError, "maps"),
         ({"critic_steps": 0}, OptionError, "critic_steps"),
+        ({"network": "convex", "one_map": True}, OptionError, "one_map=False"),
+        ({"network": "konvex"}, UnknownName, "mean convex"),
     ],
 )
 def test_bad_input(options, error, match):
