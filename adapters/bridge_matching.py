@@ -35,8 +35,8 @@ I2SB_SIGMA = math.sqrt(2 * _past(torch.tensor(0.5, dtype=torch.float64)).item())
 
 def i2sb_clock(t: Tensor) -> Tensor:
     """The share of I2SB's noise that is past at t, from 0 to 1."""
-    share = _past(torch.minimum(t, 1 - t)) / I2SB_SIGMA**2
-    return torch.where(t <= 0.5, share, 1 - share)
+    # Not by min(t, 1 - t), whose slope at 1/2 is none.
+    return torch.where(t <= 0.5, _past(t) / I2SB_SIGMA**2, 1 - _past(1 - t) / I2SB_SIGMA**2)
 
 
 def velocity_loss(

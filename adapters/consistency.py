@@ -178,7 +178,7 @@ class Consistency(FewStep):
         """The target of ct and cd follows."""
         recipe = RECIPES[self.recipe]
         if self.average is not None and isinstance(recipe, Discrete):
-            follow(self.average, self.network, recipe.decay(step / total))
+            follow(self.average, self.network, recipe.decay(step / total, self.finest))
 
     def loss(
         self, batch: Batch, generator: Generator | None = None, progress: float = 0.5

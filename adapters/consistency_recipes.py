@@ -41,12 +41,12 @@ class Discrete:
         finest: s1.
         huber: c / sqrt(dim) of sqrt(|d|^2 + c^2) - c; None for the mean of d^2.
         points: the same where data are no images; None where that is no different.
-        mu: the decay of the averaged target at a progress; None where the network is its own.
+        mu: the decay of the averaged target at a progress, by s1; None where the network is its own.
     """
 
     levels: Levels | None
     huber: float | None
-    mu: Callable[[float], float] | None = None
+    mu: Callable[[float, int], float] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     points: float | None = None
     finest: int = 150
@@ -56,9 +56,9 @@ class Discrete:
         """Whether the target is an average of the network."""
         return self.mu is not None
 
-    def decay(self, progress: float) -> float:
+    def decay(self, progress: float, finest: int | None = None) -> float:
         """The decay of the average."""
-        return 0.0 if self.mu is None else self.mu(progress)
+        return 0.0 if self.mu is None else self.mu(progress, finest or self.finest)
 
     def pair(
         self, path: Interpolant, t: Tensor, progress: float, finest: int | None = None
@@ -70,7 +70,7 @@ class Discrete:
             above, below = s, earlier(s, progress).clamp(min=low)
             above = torch.where(above > below, above, low * 1.01)  # what fell on the lowest level
         else:
-            n = self.levels(progress, self.finest if finest is None else finest)
+            n = self.levels(progress, finest or self.finest)
             grid = karras(n, low, high).to(s.device)
             cell = torch.searchsorted(grid, s, right=True).clamp(1, len(grid) - 1)
             above, below = grid[cell], grid[cell - 1]
@@ -123,7 +123,7 @@ def ct_levels(progress: float, finest: int = 150) -> int:
 
 def ict_levels(progress: float, finest: int = 1280) -> int:
     """11 at the beginning, doubled until it is ``finest`` + 1."""
-    phases = math.floor(math.log2(finest / 10)) + 1
+    phases = math.log2(finest / 10) + 1
     return min(10 << math.floor(phases * progress), finest) + 1
 
 
@@ -141,9 +141,9 @@ _TRIGFLOW = {
 
 RECIPES: Mapping[str, Discrete | Continuous] = {
     "ct": Discrete(
-        ct_levels, None, lambda p: math.exp(2 * math.log(0.9) / ct_levels(p)), {"lr": 1e-3}
+        ct_levels, None, lambda p, s1: math.exp(2 * math.log(0.9) / ct_levels(p, s1)), {"lr": 1e-3}
     ),
-    "cd": Discrete(lambda p, finest: 18, None, lambda p: 0.95, {"lr": 1e-3}),
+    "cd": Discrete(lambda p, s1: 18, None, lambda p, s1: 0.95, {"lr": 1e-3}),
     "ict": Discrete(ict_levels, _HUBER, None, _LOG_NORMAL, points=1.0, finest=160),
     "ect": Discrete(None, 0.0, None, _LOG_NORMAL),
     "sct": Continuous(defaults=_TRIGFLOW),

@@ -146,7 +146,9 @@ class SchroedingerBridge(PathFamily):
         else:
             plan = from_config(within_labels(_plan(self.sigma), self.classes))
             pairs = repr(plan) if self.ends == "normal" else f"{plan!r} of a base of samples"
-        return replace(exact, pairs=pairs, coupling=plan, regression=None, diffusion=self.sigma)
+        # In the clock of "i2sb" the motion is no longer of one size.
+        noise = self._noise if self.method == "i2sb" else self.sigma
+        return replace(exact, pairs=pairs, coupling=plan, regression=None, diffusion=noise)
 
     # Training
 

@@ -46,7 +46,7 @@ class ScoreMatching(PathFamily):
     at each level, and ends with the data estimate x + sigma_min^2 s (2006.09011). Where nothing is asked
     there are 25 of step_size = 0.8 sigma_min^2, the paper's time in a quarter of its steps: it takes 100 of
     2e-5 at sigma_min = 0.01, 0.2 sigma_min^2 (its algorithm 1 writes h / 2 and sqrt(h), and its code the h
-    above). For data N(0, 1/4) its levels end 1.5 % too wide by the paper's steps and 1.9 % by ours. Any
+    above). For data N(0, 1/4) its levels end 1.5 % too wide by the paper's steps and 2.0 % by ours. Any
     other method of `interp.solve` runs on the path itself, and needs a sigma_max far above the data: it
     starts from N(0, sigma_max^2) and, unlike a chain, keeps what that leaves out (``path.prior_gap``).
 

@@ -15,8 +15,8 @@ class MLP(nn.Module):
 
         out = W silu(h) + U (g(t) * V x),
 
-    which is all that the velocity of a Gaussian is: linear in x, in a basis of its own, each direction with
-    its share at each time. What is left to the blocks is what the data are beyond a Gaussian.
+    which is all that the velocity of a Gaussian about zero is: linear in x, in a basis of its own, each
+    direction with its share at each time. What is left to the blocks is what the data are beyond a Gaussian.
 
     Args:
         shape: of one point, without the batch.

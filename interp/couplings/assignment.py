@@ -22,6 +22,8 @@ def assign(cost: Tensor) -> Tensor:
 def _reduced(cost: Tensor) -> Tensor:
     """``cost`` less a number for each column and then the least of each row: the same assignment.
 
+    The difference is float64: where costs are of many sizes, a float32 would lose the small ones.
+
     Where the columns' numbers are near the dual potentials, the search finds short paths: from 5.1
     to 1.6 ms for 256 points in the plane. Here they are those of the entropic plan, by a few sweeps
     of Sinkhorn's scaling in float32; squaring the scaled kernel halves its regularisation.
@@ -29,7 +31,7 @@ def _reduced(cost: Tensor) -> Tensor:
     least = cost.amin(1, keepdim=True)
     reg = _BEGIN * (cost.mean() - least.mean()).item()
     if not reg > 0.0:
-        return cost - least
+        return cost
     kernel = (cost * (-1.0 / reg)).softmax(1).float()
     u, v = _scalings(kernel)
     potential = reg * v.log()
@@ -38,8 +40,8 @@ def _reduced(cost: Tensor) -> Tensor:
         u, v = _scalings(kernel)
         potential += reg * v.log()
     if not bool(potential.sum().isfinite()):
-        return cost - least
-    reduced = cost - potential.to(cost.dtype)
+        return cost
+    reduced = cost - potential.double()
     return reduced.sub_(reduced.amin(1, keepdim=True))
 
 

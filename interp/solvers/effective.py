@@ -16,8 +16,11 @@ class Effective:
         ESS = n var(x) / (b var(means of batches of length b)),
 
     n counting the steps of all rows. Between 32 and 64 batches a row are kept; when there are 64, each
-    two become one of twice the length. Means are taken about that of all rows, so that rows which
-    have not found one another count little.
+    two become one of twice the length. So many short ones would find the steps of a short chain
+    independent, whatever they are: they are put together until a batch is as long as there are
+    batches. Means are taken about that of all rows, so that rows which have not found one another
+    count little. However long the chain, some sqrt(2 / batches) of the size is chance, the batches
+    being those of all rows.
 
     Args:
         x: a state, (rows, ...).
@@ -51,12 +54,16 @@ class Effective:
 
     def size(self) -> float:
         """The smallest of all elements; NaN before there are two batches."""
-        if self._full < 2 or self._sums.numel() == 0:
+        full, length, rows = self._full, self._length, self._sums.shape[1]
+        if full < 2 or self._sums.numel() == 0:
             return float("nan")
-        count = self.steps * self._sums.shape[1]
+        joined = 1
+        while full >= 4 and length < full:
+            full, length, joined = full // 2, 2 * length, 2 * joined
+        count = self.steps * rows
         mean = self._sums.sum((0, 1)) / count
         variance = self._squares.sum(0) / count - mean.square()
-        means = self._sums[: self._full] / self._length
-        between = (means - mean).square().mean((0, 1)) * self._full / (self._full - 1)
-        ratio = torch.where(between > 0, variance / (self._length * between), torch.nan)
+        means = self._sums[: full * joined].unflatten(0, (full, joined)).sum(1) / length
+        between = (means - mean).square().sum((0, 1)) / (full * rows - 1)
+        ratio = torch.where(between > 0, variance / (length * between), torch.nan)
         return float(count * ratio.nan_to_num(nan=torch.inf).min())

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! n counting the steps of all rows. Between 32 and 64 batches a row are kept; when there are 64, each
-//! two become one of twice the length. The same recipe stands in `interp/solvers/effective.py`.
+//! two become one of twice the length. For the size they are put together until a batch is as long as
+//! there are batches. The same recipe stands in `interp/solvers/effective.py`.
 
 use crate::real::Real;
 
@@ -76,17 +77,28 @@ impl Effective {
         }
         let rows = kept / self.columns;
         let count = (self.steps * rows) as f64;
-        let (full, length) = (self.full as f64, self.length as f64);
+        let (mut full, mut length, mut joined) = (self.full, self.length, 1);
+        while full >= 4 && length < full {
+            (full, length, joined) = (full / 2, 2 * length, 2 * joined);
+        }
         let mut least = f64::INFINITY;
         for column in 0..self.columns {
             let of = |values: &[f64]| values.iter().skip(column).step_by(self.columns).sum::<f64>();
             let mean = of(&self.sums) / count;
             let variance = of(&self.squares) / count - mean * mean;
-            let means = self.sums[..self.full * kept].iter().skip(column).step_by(self.columns);
-            let between: f64 = means.map(|sum| (sum / length - mean).powi(2)).sum();
-            let between = between / (full * rows as f64) * full / (full - 1.0);
+            let sum = |batch: usize, row: usize| -> f64 {
+                let parts = batch * joined..(batch + 1) * joined;
+                parts.map(|part| self.sums[part * kept + row * self.columns + column]).sum()
+            };
+            let mut between = 0.0;
+            for batch in 0..full {
+                for row in 0..rows {
+                    between += (sum(batch, row) / length as f64 - mean).powi(2);
+                }
+            }
+            let between = between / (full * rows - 1) as f64;
             if between > 0.0 {
-                least = least.min(variance / (length * between));
+                least = least.min(variance / (length as f64 * between));
             }
         }
         count * least
@@ -109,7 +121,7 @@ mod tests {
                 effective.add(&state);
             }
             let mut length = 1;
-            while steps / length >= 64 {
+            while steps / length >= 64 || (steps / length >= 4 && length < steps / length) {
                 length *= 2;
             }
             let full = steps / length;
@@ -127,7 +139,7 @@ mod tests {
                         between += (sum / length as f64 - mean).powi(2);
                     }
                 }
-                let between = between / (full * rows) as f64 * full as f64 / (full as f64 - 1.0);
+                let between = between / (full * rows - 1) as f64;
                 least = least.min((steps * rows) as f64 * variance / (length as f64 * between));
             }
             prop_assert!((effective.size() / least - 1.0).abs() < 1e-9);

@@ -359,6 +359,11 @@ def test_the_curricula_are_the_published_ones():
     ]
     # Five phases up to 160, by the same rule.
     assert [recipes.ict_levels(p / 5, 160) for p in range(6)] == [11, 21, 41, 81, 161, 161]
+    # No power of two: four doublings of 10 by log2(15) + 1 = 4.9 phases, then 150 itself.
+    assert [recipes.ict_levels(p, 150) for p in (0.0, 0.81, 0.82, 1.0)] == [11, 81, 151, 151]
+    # exp(2 log 0.9 / N), with the N of as many levels as are asked for.
+    assert recipes.RECIPES["ct"].decay(1.0) == pytest.approx(0.9 ** (2 / 151))
+    assert recipes.RECIPES["ct"].decay(1.0, 40) == pytest.approx(0.9 ** (2 / 41))
     grid = recipes.karras(5, 0.002, 80.0)
     wanted = (80 ** (1 / 7) + torch.arange(5) / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(grid.flip(0), wanted.double(), rtol=1e-5, atol=0)

@@ -260,6 +260,11 @@ def test_the_clock_is_that_of_the_papers_table():
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     # A sum of left ends against an integral: an error of a step's change.
     torch.testing.assert_close(I2SB.path.beta(t), past / past[-1], rtol=0, atol=1e-3)
+    # The motion's own size is sqrt(beta), also where it turns: half the way from sqrt(.1) to sqrt(.3).
+    size = I2SB.exact().diffusion(torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64))
+    low, high = math.sqrt(0.1), math.sqrt(0.3)
+    roots = [low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.0)]
+    torch.testing.assert_close(size, torch.tensor(roots, dtype=torch.float64))
     k = I2SB.path.coefficients(torch.tensor(0.3, dtype=torch.float64))
     assert k.gamma.item() == pytest.approx(I2SB.sigma * math.sqrt(k.beta * (1 - k.beta)))
 

@@ -131,6 +131,18 @@ def test_the_assignment_is_the_best_for_any_costs(rows, exponent, kind, seed):
     assert cost[order, torch.arange(rows)].sum().item() <= best + slack
 
 
+def test_small_costs_beside_large_ones_count_in_single_precision():
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.exp(8 * torch.randn(60, 60, generator=seeded(0)))
+    exact = cost.double()
+    best = exact[linear_sum_assignment(exact.numpy())].sum().item()
+    found = exact[assign(cost), torch.arange(60)].sum().item()
+    assert found == pytest.approx(
+        best, rel=1e-5
+    )  # in float32 the largest cost is told to 1e10 times this
+
+
 def test_in_one_dimension_the_exact_plan_sorts():
     x0, x1 = points(200, 1)
     a, b = couplings.optimal_transport()(x0, x1)

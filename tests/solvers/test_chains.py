@@ -131,6 +131,17 @@ def test_effective_size_of_an_autoregression(correlation: float) -> None:
     assert effective.size() == pytest.approx(expected, rel=0.15)
 
 
+def test_effective_size_of_a_chain_of_few_steps() -> None:
+    """Of x' = 0.8 x + noise, 60 steps: seven batches of eight, whose means' variance is a closed form."""
+    a, n, rows, b = 0.8, 60, 1000, 8
+    start = interp.noise.normal((rows, 1), seed=3, dtype=F64) / math.sqrt(1 - 0.2 / 2)
+    energy = interp.Energy(lambda x: 0.5 * x.square().sum(1))
+    sol = chain(energy, start, "langevin", steps=n, step_size=1 - a, seed=2)
+    inflated = (1 + a) / (1 - a) - 2 * a * (1 - a**b) / (b * (1 - a) ** 2)
+    # 7000 means: 2 % is chance, and the variance of correlated states about as much.
+    assert sol.stats.ess == pytest.approx(n * rows / inflated, rel=0.1)
+
+
 def test_memory_of_a_long_chain_does_not_grow() -> None:
     effective = Effective(torch.zeros(2, 3))
     held = effective._sums.numel()
