@@ -63,7 +63,7 @@ class Effective:
         count = self.steps * rows
         mean = self._sums.sum((0, 1)) / count
         variance = self._squares.sum(0) / count - mean.square()
-        means = self._sums[: full * joined].unflatten(0, (full, joined)).sum(1) / length
-        between = (means - mean).square().sum((0, 1)) / (full * rows - 1)
+        joint = self._sums[: full * joined].reshape(full, joined, *self._sums.shape[1:])
+        between = (joint.sum(1) / length - mean).square().sum((0, 1)) / (full * rows - 1)
         ratio = torch.where(between > 0, variance / (length * between), torch.nan)
         return float(count * ratio.nan_to_num(nan=torch.inf).min())
