@@ -32,11 +32,11 @@ class MeanFlow(FewStep):
     """Regress U(t, r, I_t) on sg[V + (r - t) (V dU/dx + dU/dt)], one JVP with tangents (1, 0, V).
 
     The pair's V takes the place of the marginal v, in which the target is linear. A row counts
-    |error|^2 / sg(|error|^2 + c)^power, so that at power = 1 the loss is near 1 whatever it does,
-    where c is small beside |error|^2. Such weights leave the mean where it is as far as |error| is much the same for all rows of a time, which it is
-    in many dimensions. In few they draw U from the mean of V towards its mode, where c is small beside
-    |error|^2: that parts two modes in one step sooner, but on five Gaussians in the plane the flow at r = t
-    was no better than a Gaussian fit, however many steps it was followed in.
+    |error|^2 / sg(|error|^2 + c)^power, so that at power = 1 and a small c the loss is near 1 whatever it
+    does. Such weights leave the mean where it is as far as |error| is much the same for all rows of a time,
+    which it is in many dimensions. In few they draw U from the mean of V towards its mode, where c is small
+    beside |error|^2: that parts two modes in one step sooner, but on five Gaussians in the plane the flow at
+    r = t was no better than a Gaussian fit, however many steps it was followed in.
 
     The defaults are the paper's for ImageNet (tables 1 and 4): times logit-normal, mean 0.4 and std 1 here
     (-0.4 in u), r other than t in a quarter of the rows (the others' t is one draw, where the code keeps the
