@@ -12,6 +12,7 @@ for every method of `interp.solve`, Runge-Kutta, multistep or stochastic, with n
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping
@@ -187,6 +188,7 @@ def _normals(
     that their coefficients follow by least squares, exactly.
     """
     path = BrownianPath(1, len(taken[0]), 0, depth=depth)
+    next_times = [*times[1:], grid[-1]]
     marks = sorted({*times, *grid})
     number = {t: k for k, t in enumerate(marks)}
     w = [path.at(t)[0] for t in marks]
@@ -196,7 +198,8 @@ def _normals(
         if size < _ROUNDING:  # of points of size 1
             found.append(())
             continue
-        i = min(j // order, len(grid) - 2)
+        # A step with fewer answers than the others, at an infinite log-SNR, leaves j // order behind.
+        i = min(max(j // order, bisect.bisect_left(grid, next_times[j]) - 1), len(grid) - 2)
         low, high = sorted((number[grid[i]], number[grid[i + 1]]))
         for parts in (range(low, high), range(high)):
             units = [(w[k + 1] - w[k]) / math.sqrt(marks[k + 1] - marks[k]) for k in parts]

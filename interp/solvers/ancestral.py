@@ -77,7 +77,7 @@ def steps(levels: Levels, kept: Array, gain: Array, noise: Array) -> list[Move]:
     A step from clean data, where x tells D and nothing of n, asks for n instead.
     """
     t, kind = levels.t.tolist(), levels.kind
-    kicks = increments(levels, noise)
+    kicks = increments(levels[:-1], levels[1:], noise)
     moves = [
         Move(t[i], kind, 0.0, a, {i: b}, kick, t[i + 1])
         for i, (a, b, kick) in enumerate(zip(rows(kept), rows(gain), kicks, strict=True))
@@ -87,27 +87,34 @@ def steps(levels: Levels, kept: Array, gain: Array, noise: Array) -> list[Move]:
     return moves
 
 
-def increments(levels: Levels, noise: Array) -> list[list[Noise]]:
-    """For each step the increment of W over it, of the size ``noise``; none where that is 0."""
+def increments(t: Levels, r: Levels, noise: Array) -> list[list[Noise]]:
+    """For each step from t to r the increment of W over it, of the size ``noise``; none where that is 0."""
     if not noise.any():
         return [[]] * len(noise)
-    t = levels.t.tolist()
+    lengths = np.abs(r.t - t.t).reshape(-1, *(1,) * (noise.ndim - 1))
     with np.errstate(all="ignore"):
-        size = np.where(noise == 0, 0.0, noise / np.sqrt(np.abs(levels.lengths)))
-    some = ~all_elements(size == 0)
-    return [[(s, t[i], t[i + 1], 0.0)] if some[i] else [] for i, s in enumerate(rows(size))]
+        size = np.where(noise == 0, 0.0, noise / np.sqrt(lengths))
+    some = (~all_elements(size == 0)).tolist()
+    steps = zip(rows(size), t.t.tolist(), r.t.tolist(), some, strict=True)
+    return [[(s, at, end, 0.0)] if drawn else [] for s, at, end, drawn in steps]
 
 
-def exact_step(levels: Levels, i: int, number: int) -> Move:
-    """The first-order step from level i, by whichever of D and n is told there."""
+def exact_step(levels: Levels, i: int, number: int, eta: float = 0.0) -> Move:
+    """The first-order step from level i, by whichever of D and n is told there.
+
+    With ``eta`` as in `noising`: from nothing but noise all of it is drawn anew, to clean data none.
+    """
     side = levels.other if levels.leaves_clean[i] else levels
-    kept, gain, _ = first_order(side[i : i + 1], side[i + 1 : i + 2])
+    t, r = side[i : i + 1], side[i + 1 : i + 2]
+    damping = eta * (r.lam - t.lam) if eta and side.kind == "data" else 0.0
+    kept, gain, noise = first_order(t, r, damping)
     if not np.isfinite(kept).all():
         raise OptionError(
             f"at t = {levels.t[i]:g} some elements of this path are clean data and others nothing but "
             "noise, and no one estimate of the model tells both. Start away from there."
         )
     slopes = {number: rows(gain)[0]}
+    kicks = increments(t, r, noise)[0]
     return Move(
-        float(levels.t[i]), side.kind, 0.0, rows(kept)[0], slopes, (), float(levels.t[i + 1])
+        float(levels.t[i]), side.kind, 0.0, rows(kept)[0], slopes, kicks, float(levels.t[i + 1])
     )

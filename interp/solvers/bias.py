@@ -107,7 +107,7 @@ def _samplers(methods: Mapping[str, Method]) -> list[_Sampler]:
             found += [(method, None, {"eta": 1.0})]
         elif "s_churn" in method.options:
             found += [(method, None, {"s_churn": 10.0})]
-        elif "path.sde" in method.terms:
+        elif method.kind == "path" and method.noisy:
             found += [(method, "reverse", {})]
     return found
 

@@ -83,6 +83,11 @@ class Method:
         names = {term.kind.upper()} | _NAMES_OF.get(type(term), set())
         return not names.isdisjoint(self.terms)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether it draws noise unless an option of its own says otherwise."""
+        return not {"SDE", "path.sde"}.isdisjoint(self.terms)
+
     @functools.cached_property
     def backends(self) -> tuple[str, ...]:
         """Where it runs here and now: a peer counts where it is installed."""
@@ -175,9 +180,24 @@ METHODS: dict[str, Method] = {
         _sampler("dpm3", 3, singlestep.dpm_3),
         _sampler("dpm++2s", 2, singlestep.dpmpp_2s),
         _sampler("dpm++3s", 3, singlestep.dpmpp_3s),
+        _sampler("dpm++2s_sde", 2, singlestep.dpmpp_2s_sde, "eta", "depth", noisy=True),
+        _sampler("dpm++3s_sde", 2, singlestep.dpmpp_3s_sde, "eta", "depth", noisy=True),
+        _sampler("seeds1", 1, singlestep.seeds_1, "eta", "depth", noisy=True),
+        _sampler("seeds2", 2, singlestep.seeds_2, "eta", "depth", noisy=True),
+        _sampler("seeds3", 2, singlestep.seeds_3, "eta", "depth", noisy=True),
         _sampler("dpm++2m", 2, multistep.dpmpp_2m, "variant", "last_order"),
         _sampler("dpm++3m", 3, multistep.dpmpp_3m, "published", "last_order", "lower_order_final"),
-        _sampler("dpm++2m_sde", 1, multistep.dpmpp_2m_sde, "eta", "variant", "depth", noisy=True),
+        _sampler("dpm++2m_sde", 2, multistep.dpmpp_2m_sde, "eta", "variant", "depth", noisy=True),
+        _sampler(
+            "dpm++3m_sde",
+            2,
+            multistep.dpmpp_3m_sde,
+            "eta",
+            "published",
+            "lower_order_final",
+            "depth",
+            noisy=True,
+        ),
         _sampler("unipc", 2, multistep.unipc, "order", "variant", "prediction", "last_order"),
         _sampler("deis", 2, multistep.deis, "order", "variant", "last_order", "lower_order_final"),
         _sampler("ipndm", 2, multistep.ipndm, "order", "last_order"),

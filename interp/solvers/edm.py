@@ -155,7 +155,7 @@ def predictor_corrector(levels: Levels, options: Mapping[str, Any]) -> list[Move
     kept, gain, noise = first_order(t, r, h)
     kicks, share = rows(2 * snr * t.sigma), rows(-2 * snr**2 * t.sigma)
     told = all_elements(t.beta > 0).tolist()
-    drawn, at = increments(levels, noise), levels.t.tolist()
+    drawn, at = increments(t, r, noise), levels.t.tolist()
     moves: list[Move] = []
     number = fresh = 0
     for i, (a, b) in enumerate(zip(rows(kept), rows(gain), strict=True)):

@@ -112,11 +112,6 @@ class Levels:
         return over_elements(self.lam)
 
     @property
-    def lengths(self) -> Array:
-        """The lengths of the steps in t, as columns that broadcast with the others."""
-        return np.diff(self.t).reshape(-1, *(1,) * (self.lam.ndim - 1))
-
-    @property
     def finite(self) -> NDArray[np.bool_]:
         """At which levels lambda is finite for all elements."""
         return all_elements(np.isfinite(self.lam))
@@ -172,6 +167,26 @@ def first_order(t: Levels, r: Levels, damping: Array | float = 0.0) -> tuple[Arr
         gain = np.where(near, -r.beta * np.expm1(-h - damping), r.beta - kept * t.beta)
         noise = r.sigma * np.sqrt(-np.expm1(-2.0 * np.asarray(damping)))
     return kept, gain, np.broadcast_to(noise, kept.shape)
+
+
+def noising(t: Levels, r: Levels, eta: float) -> tuple[Array, Array, Array, Array]:
+    """(kept, z, scale, noise) of the steps of an SDE from t to r, where lambda is finite:
+
+        x_r = kept x_t + beta_r scale z int_0^1 exp(-z (1 - s)) P(s) ds + noise z',  z' ~ N(0, 1)
+
+    with P the estimate at the share s of the step. In y = x / sigma the SDE is one of these, for any
+    eta >= 0 with the marginals of the flow, which is eta = 0; eta = 1 is the reverse SDE:
+
+        dy = ((1 + eta) exp(lambda) D - eta y) dlambda + sqrt(2 eta) dW
+        dy = (y - (1 + eta) n) dlambda + sqrt(2 eta) dW
+
+    so that one who holds D damps the old noise, and one who holds n does not.
+    """
+    h = r.lam - t.lam
+    kept, _, noise = first_order(t, r, eta * h if t.kind == "data" else 0.0)
+    if t.kind == "data":
+        return kept, (1.0 + eta) * h, np.ones_like(h), noise
+    return kept, h, np.full_like(h, 1.0 + eta), r.beta * np.sqrt(eta * np.expm1(-2.0 * h))
 
 
 #: k! / (k + j + 1)! with the sign of (-1)^j, by k and j: M_k(z) / z as a power series.

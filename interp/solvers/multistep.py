@@ -62,27 +62,30 @@ def looking_back(levels: Levels, i: Counts, back: Counts) -> Array:
     return np.moveaxis(lam[back] - lam[i][:, None], 1, -1) / h[i][..., None]
 
 
-def extrapolated(levels: Levels, count: Counts, variable: Array | None = None) -> Array:
+def extrapolated(
+    levels: Levels, count: Counts, variable: Array | None = None, eta: float = 0.0
+) -> Array:
     """The exact integrals of the polynomials through ``count`` answers: (steps, ..., answers), newest first.
 
     In lambda, or in another ``variable``: its values at the levels and, after them in each row, at
-    the points of the step, (levels, ..., 1 + 16). Zero where there are fewer answers.
+    the points of the step, (levels, ..., 1 + 16). Zero where there are fewer answers. With ``eta`` for
+    the SDE of a data estimate (see `noising`).
     """
-    h = np.diff(levels.lam, axis=0)
-    out = np.zeros((*h.shape, int(count.max(initial=1))))
+    z = (1.0 + eta) * np.diff(levels.lam, axis=0)
+    out = np.zeros((*z.shape, int(count.max(initial=1))))
     for m in set(count.tolist()) - {0}:
         i = np.flatnonzero(count == m)
         back = i[:, None] - np.arange(m)
         if variable is None:
-            out[i, ..., :m] = weights(h[i], looking_back(levels, i, back))
+            out[i, ..., :m] = weights(z[i], looking_back(levels, i, back))
         else:
             nodes = np.moveaxis(variable[back][..., 0], 1, -1)
-            out[i, ..., :m] = integrals(h[i], variable[i, ..., 1:], nodes)
+            out[i, ..., :m] = integrals(z[i], variable[i, ..., 1:], nodes)
     return out
 
 
 def multistep(
-    levels: Levels, count: Counts, shares: Array, corrections: Array | None = None
+    levels: Levels, count: Counts, shares: Array, corrections: Array | None = None, eta: float = 0.0
 ) -> list[Move]:
     """The moves of weights.
 
@@ -92,8 +95,10 @@ def multistep(
         shares: their weights in units of the next beta, (steps, ..., answers), the newest first.
         corrections: what is added to the state at the beginning of a step before it is taken: the same in
             units of its own beta; zero where there is none.
+        eta: of the SDE whose steps they are, of a data estimate; 0 is the flow.
     """
-    kept, gain, _ = one_step(levels)
+    t, r = levels[:-1], levels[1:]
+    kept, gain, noise = first_order(t, r, eta * (r.lam - t.lam) if eta else 0.0)
     held = levels.beta[1:, ..., None] * shares
     if corrections is not None:
         more = np.zeros((*kept.shape, max(shares.shape[-1], corrections.shape[-1])))
@@ -107,11 +112,12 @@ def multistep(
     held[first, ..., 0] += gain[first]
     used = np.stack([~all_elements(held[..., j] == 0) for j in range(held.shape[-1])], 1).tolist()
     parts = [rows(held[..., j]) for j in range(held.shape[-1])]
-    t, kind, backwards = levels.t.tolist(), levels.kind, range(len(parts) - 1, -1, -1)
+    at, kind, backwards = levels.t.tolist(), levels.kind, range(len(parts) - 1, -1, -1)
+    kicks = increments(t, r, noise)
     moves = []
     for i, a in enumerate(rows(kept)):
         slopes = {i - j: parts[j][i] for j in backwards if used[i][j]}
-        moves.append(Move(t[i], kind, 0.0, a, slopes, (), t[i + 1]))
+        moves.append(Move(at[i], kind, 0.0, a, slopes, kicks[i], at[i + 1]))
     for i in np.flatnonzero(levels.leaves_clean).tolist():
         moves[i] = exact_step(levels, i, i)
     return moves
@@ -168,7 +174,7 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
     share[~np.isfinite(share)] = 0.0
     now, before = rows(gain * (1 + share)), rows(-gain * share)
     both = (~all_elements(share == 0)).tolist()
-    at, kind, kicks = levels.t.tolist(), levels.kind, increments(levels, noise)
+    at, kind, kicks = levels.t.tolist(), levels.kind, increments(t, r, noise)
     moves = []
     for i, a in enumerate(rows(kept)):
         slopes = {i - 1: before[i], i: now[i]} if both[i] else {i: now[i]}
@@ -183,7 +189,7 @@ def dpmpp_2m_sde(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     return dpmpp_2m(levels, options, eta=1.0)
 
 
-def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
+def dpmpp_3m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> list[Move]:
     """The exact integral of the parabola through the last three D, of order 3.
 
     The first step's own error, of second order, is taken back at the second step, which knows the
@@ -191,30 +197,43 @@ def dpmpp_3m(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     weighs the second divided difference by half of its integral and is of order 2. Its second step is
     dpm++2m's by the midpoint, as in the authors' own program and in diffusers (k-diffusion's is by the
     exact integral of the line). ``lower_order_final=True`` takes the last step but one by order 2, as
-    diffusers does below 15 steps (see `answers`).
+    diffusers does below 15 steps (see `answers`). With ``eta`` as `dpmpp_2m` (dpm++3m_sde).
 
     Source: Lu et al. 2022 (2211.01095), appendix; as k-diffusion and diffusers have it.
     """
     published = options.get("published", False)
     if not isinstance(published, bool):
         raise OptionError(f"published={published!r} is neither True nor False. Give one.")
+    eta = real("eta", options.get("eta", eta))
+    if eta:
+        towards_data(levels[:-1], levels[1:], "dpm++3m_sde")
     count = answers(levels, 3, options.get("lower_order_final", False))
     if published:
-        return ending(levels, multistep(levels, count, _printed(levels, count)), options)
-    shares, corrections = extrapolated(levels, count), np.zeros((*levels.lam[1:].shape, 2))
+        moves = multistep(levels, count, _printed(levels, count, eta), eta=eta)
+        return ending(levels, moves, options)
+    shares, corrections = extrapolated(levels, count, eta=eta), np.zeros((*levels.lam[1:].shape, 2))
     if len(count) > 1 and not levels.leaves_clean[0]:
         h = np.diff(levels.lam[:2], axis=0)
         ahead = np.full_like(h, 0.5)
         if count[0]:
-            ahead = weights(h, np.broadcast_to([0.0, 1.0], (*h.shape, 2)))[..., 1]
+            ahead = weights((1.0 + eta) * h, np.broadcast_to([0.0, 1.0], (*h.shape, 2)))[..., 1]
         corrections[1] = np.stack([ahead[0], -ahead[0]], -1)
-    return ending(levels, multistep(levels, count, shares, corrections), options)
+    return ending(levels, multistep(levels, count, shares, corrections, eta), options)
 
 
-def _printed(levels: Levels, count: Counts) -> Array:
+def dpmpp_3m_sde(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
+    """`dpmpp_3m` with eta = 1.
+
+    With ``published=True`` k-diffusion's weights, but for the second step. diffusers 0.42 weighs the second
+    difference by -1/2 - M_1 / z, z = 2 h, in place of 1/2 - M_1 / z, which does not vanish with the step.
+    """
+    return dpmpp_3m(levels, options, eta=1.0)
+
+
+def _printed(levels: Levels, count: Counts, eta: float) -> Array:
     h = np.diff(levels.lam, axis=0)
     out = np.zeros((*h.shape, 3))
-    m0, m1, m2 = moments(h, 3)
+    m0, m1, m2 = moments((1.0 + eta) * h, 3)
     out[count > 0, ..., 0] = m0[count > 0]
     i = np.flatnonzero(count == 2)
     half = 0.5 * m0[i] * h[i] / h[i - 1]

@@ -116,6 +116,12 @@ class Programme:
         """Whether any normal is drawn."""
         return any(stage.noise for stage in self.stages)
 
+    @property
+    def noise_times(self) -> set[float]:
+        """The times between which increments of the Brownian path are drawn."""
+        ends = ((s, r) for stage in self.stages for _, s, r, _ in stage.noise if r is not None)
+        return {t for pair in ends for t in pair}
+
 
 Weights = Callable[[list[float], list[str | None]], list[tuple[Coefficient, Coefficient]]]
 """(times, kinds) -> (p, q) with answer = p x + q field, for each evaluation."""

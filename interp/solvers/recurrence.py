@@ -34,7 +34,10 @@ def run_of(
     x: Tensor,
 ) -> Plan:
     """The plan that runs a programme in the caller's own time and state."""
-    noise = noise_key(term, x, request.times, request) if programme.noisy else None
+    noise = None
+    if programme.noisy:  # of the path at the times of the grid, and inside its steps
+        times = sorted({*request.times, *programme.noise_times})
+        noise = noise_key(term, x, times, request)
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).recurrence
     start, stop = request.ends
     arguments, saves, asked = (programme, noise), request.saves, request.asked

@@ -86,8 +86,6 @@ PATH_PROBLEMS = {
     ),
 }
 
-# Samplers of the path's SDE.
-_NOISY = ("ddpm", "dpm++2m_sde", "pc")
 # Steps of the coarser run by order: few enough that the error stands above the 1e-15 of rounding.
 _STEPS = {1: 800, 2: 160, 3: 80, 4: 48, 5: 24}
 
@@ -124,7 +122,7 @@ def assert_order(
         OptionError: a method whose error is a random number, or an unknown problem.
     """
     known = find(method)
-    if known.kind not in ("ode", "path") or method in _NOISY:
+    if known.kind not in ("ode", "path") or known.noisy:
         raise OptionError(
             f"{method} integrates no ODE, whose error is no random number. assert_order measures methods "
             "of ODEs and samplers of a path's flow."

@@ -134,6 +134,25 @@ def test_ancestral_steps_end_at_the_published_spread():
     assert math.sqrt(variance) == pytest.approx(0.49611, abs=5e-6)
 
 
+@pytest.mark.parametrize("method", ["seeds2", "dpm++3s_sde", "dpm++3m_sde"])
+def test_noise_inside_steps_ends_at_the_spread_of_solve(method):
+    """Exactly, by linearity, where the first and the last step ask once and the others oftener."""
+    path, n = interp.schedules.linear(), 12
+    made = programme(path, "data", method, [i / n for i in range(n + 1)], {})
+    x = torch.zeros(len(made.stages) * 4, dtype=torch.float64)  # of the start and of the normals
+    x[0] = 1.0
+    outputs = []
+    for stage in made.stages:
+        k = path.coefficients(stage.t)
+        outputs.append(k.beta * 0.25 / (k.beta**2 * 0.25 + k.sigma**2) * x)
+        x = stage.kept * x + sum(c * outputs[i] for i, c in stage.outputs)
+        for number, c in stage.normals:
+            x[1 + number] += c
+    rows = interp.methods("path", bias=True, steps=(n,), mean=0.0, variance=0.25).rows
+    wanted = next(row.stds[0] for row in rows if row.name == method)
+    assert float(x.norm()) == pytest.approx(wanted, rel=1e-6)  # numbers by least squares
+
+
 # Pipelines
 
 

@@ -21,8 +21,7 @@ PATHS = {
     "edm": schedules.edm(sigma_min=0.0),
     "table": schedules.from_betas("scaled_linear"),
 }
-NOISY = ("ddpm", "dpm++2m_sde", "pc")
-FLOWS = [m.name for m in interp.methods("path") if m.name not in NOISY]
+FLOWS = [m.name for m in interp.methods("path") if not m.noisy]
 IN_TABLE = ("leading", "linspace", "trailing")
 SPACINGS = [name for name in grids.names() if name not in IN_TABLE]
 LAW = interp.exact.Gaussian([0.5, -0.3], [0.6, 0.25])

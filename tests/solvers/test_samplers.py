@@ -29,6 +29,14 @@ PATHS = {
     "table": TABLE,
 }
 SAMPLERS = [m.name for m in interp.methods("path")]
+# Samplers of the SDE with stages, and what each is without noise.
+STAGED = {
+    "dpm++2s_sde": "dpm++2s",
+    "dpm++3s_sde": "dpm++3s",
+    "seeds1": "dpm1",
+    "seeds2": "dpm2",
+    "seeds3": "dpm3",
+}
 Model = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -294,7 +302,7 @@ def test_inversion_from_clean_data_by_a_noise_model() -> None:
 ORDERS = [
     (m.name, m.order, options)
     for m in interp.methods("path")
-    if m.name not in ("ddpm", "dpm++2m_sde", "pc")
+    if not m.noisy
     for options in {
         "restart": [{"segments": []}],
         "deis": [{}, {"variant": "t"}, {"variant": "rho"}],
@@ -366,7 +374,9 @@ def test_a_churned_run_keeps_the_law() -> None:
     for method, options in (
         ("edm_heun", {"s_churn": 20.0}),
         ("restart", {}),
+        *((name, {}) for name in STAGED),
         ("dpm++2m_sde", {}),
+        ("dpm++3m_sde", {}),
     ):
         sol = interp.solve(term, x, method=method, steps=60, grid="karras", seed=1, **options)  # type: ignore[arg-type]
         again = interp.solve(

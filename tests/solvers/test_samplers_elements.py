@@ -57,7 +57,7 @@ def test_equal_schedules_are_one_schedule(method: str, view: str) -> None:
 ORDERS = [
     (m.name, m.order, options)
     for m in interp.methods("path")
-    if m.name not in ("ddpm", "dpm++2m_sde", "pc")
+    if not m.noisy
     for options in {
         "restart": [{"segments": []}],
         "deis": [{"order": 2}, {"order": 2, "variant": "rho"}],
@@ -91,6 +91,8 @@ def test_the_reverse_process_keeps_the_law_of_each_element() -> None:
     for method, options in (
         ("ddim", {"eta": 1.0}),
         ("dpm++2m_sde", {}),
+        ("dpm++2s_sde", {}),
+        ("seeds2", {}),
         ("edm_heun", {"s_churn": 20.0}),
     ):
         end = interp.solve(term, x, method=method, steps=200, seed=1, **options).x  # type: ignore[arg-type]
