@@ -9,7 +9,10 @@ Every family has as many steps of as many rows by an MLP of the same width, with
 (but for ``FEWER`` and ``CONVOLUTIONAL``), and is measured beside two weak baselines, a Gaussian with the
 data's mean and covariance and the noise that sampling starts from, and beside fresh data, the floor of what
 so many rows can tell. A step is a batch of data: a critic with five steps for each of its generator leaves
-that a fifth of the steps. A family passes if its energy distance is at most ``MARGIN`` of the Gaussian's.
+that a fifth of the steps. On the mixture a family passes if its energy distance is at most ``MARGIN`` of
+the Gaussian's. In the 64 dimensions of the digits that distance sees little but mean and covariance, which
+the Gaussian has: there a family passes if the Gaussian's samples are recognised at most ``MARGIN`` as
+often as its own.
 
 Times are of the processor, on as many threads as torch has. Each (family, seed) is trained in a folder of
 its own, from which it is measured without its data, and nothing that is there is done again: a run that was
@@ -265,7 +268,15 @@ def report(part: str, args: argparse.Namespace) -> None:
         kept = old["runs"]
     (args.runs / part).mkdir(parents=True, exist_ok=True)
     below = baselines(truth)
-    limit = MARGIN * float(below["a Gaussian fit"]["energy"])  # type: ignore[arg-type]
+
+    def store() -> None:
+        means = {n: averaged(list(runs.values())) for n, runs in sorted(kept.items())}
+        passed = {n: passes(part, row, below["a Gaussian fit"]) for n, row in means.items()}
+        write(
+            f"families_{part}", PACKAGES, 0, steps=steps, width=WIDTH, rows=ROWS[part],
+            margin=MARGIN, baselines=below, means=means, passed=passed, runs=kept,
+        )  # fmt: skip
+
     for seed in args.seeds:
         for name in args.families or adapters.available():
             key = str(seed)
@@ -278,14 +289,17 @@ def report(part: str, args: argparse.Namespace) -> None:
                 f"{name}, seed {seed}: {spent:.0f} s, energy {kept[name][key]['energy']:.4f}",
                 flush=True,
             )
-            means = {n: averaged(list(runs.values())) for n, runs in sorted(kept.items())}
-            passed = {n: float(row["energy"]) <= limit for n, row in means.items()}  # type: ignore[arg-type]
-            write(
-                f"families_{part}", PACKAGES, 0, steps=steps, width=WIDTH, rows=ROWS[part],
-                margin=MARGIN, limit=limit, baselines=below, means=means, passed=passed, runs=kept,
-            )  # fmt: skip
+            store()
+    store()
     show(part)
     picture(part, args.runs, DOCS / f"families_{part}.png")
+
+
+def passes(part: str, row: Row, gaussian: Row) -> bool:
+    """Whether a family is better than a Gaussian fit by the margin, in the measure of its part."""
+    if part == "mixtures":
+        return float(row["energy"]) <= MARGIN * float(gaussian["energy"])  # type: ignore[arg-type]
+    return float(row["recognised"]) * MARGIN >= float(gaussian["recognised"])  # type: ignore[arg-type]
 
 
 def show(part: str) -> None:
@@ -318,7 +332,7 @@ def show(part: str) -> None:
     print(table(few_steps, [f"{n} steps" for n in FEW]))
     missed = [name for name, fine in found["passed"].items() if not fine]
     print(
-        f"at most {found['margin']:g} of the Gaussian fit's energy distance, {found['limit']:.4f}: "
+        f"better than a Gaussian fit by the margin, {found['margin']:g}: "
         + (f"all but {', '.join(missed)}" if missed else "all of them")
     )
 
