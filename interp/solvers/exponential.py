@@ -186,7 +186,9 @@ def noising(t: Levels, r: Levels, eta: float) -> tuple[Array, Array, Array, Arra
     kept, _, noise = first_order(t, r, eta * h if t.kind == "data" else 0.0)
     if t.kind == "data":
         return kept, (1.0 + eta) * h, np.ones_like(h), noise
-    return kept, h, np.full_like(h, 1.0 + eta), r.beta * np.sqrt(eta * np.expm1(-2.0 * h))
+    if eta:  # else 0, where the other factor may be infinite
+        noise = r.beta * np.sqrt(eta * np.expm1(-2.0 * h))
+    return kept, h, np.full_like(h, 1.0 + eta), noise
 
 
 #: k! / (k + j + 1)! with the sign of (-1)^j, by k and j: M_k(z) / z as a power series.

@@ -94,11 +94,9 @@ def dpm_3(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     return singlestep(levels.other, HEUN3)
 
 
-def _noised(
-    name: str, levels: Levels, stages: Stages, options: Mapping[str, Any], eta: float = 1.0
-) -> list[Move]:
+def _noised(name: str, levels: Levels, stages: Stages, options: Mapping[str, Any]) -> list[Move]:
     """The SDE's, of the option ``eta``."""
-    eta = real("eta", options.get("eta", eta))
+    eta = real("eta", options.get("eta", 1.0))
     if eta:
         data = levels if levels.kind == "data" else levels.other
         towards_data(data[:-1], data[1:], f"{name} with eta > 0")
@@ -108,10 +106,10 @@ def _noised(
 def dpmpp_2s_sde(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
     """`dpmpp_2s` on the SDE of ``eta`` (1): SEEDS-2 of a data estimate.
 
-    k-diffusion's sampler of this name is the same but for the correlation of its two normals, which it
-    takes from a path in sigma / beta; of the SDE it is exp(-h / 2) sqrt((1 - exp(-h)) / (1 - exp(-2 h))).
+    At eta = 1 k-diffusion's dpmpp_sde is the same but for the correlation of its two normals, which it takes
+    from a path in sigma / beta; the SDE's own is exp(-h / 2) sqrt((1 - exp(-h)) / (1 - exp(-2 h))).
 
-    Source: the step of Lu et al. 2022 (2211.01095, algorithm 1), on the SDE of its section 5.
+    Source: the step of Lu et al. 2022 (2211.01095, algorithm 1), on the SDE of `noising`.
     """
     return _noised("dpm++2s_sde", levels, MIDPOINT, options)
 
