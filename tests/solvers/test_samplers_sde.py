@@ -136,6 +136,31 @@ def test_weak_order_of_a_step_on_a_mixture(name: str) -> None:
         assert ORDERS[name] + 0.6 < float(observed)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", ["dpm++3s_sde", "dpm++3m_sde", "seeds3"])
+def test_an_estimate_on_a_line_in_lambda_is_integrated_exactly(name: str, eta: float) -> None:
+    """The mean after two steps, by the closed forms of x / sigma; for 3m the second corrects the first."""
+    path, ends, x = PATHS["linear"], (0.3, 0.8), 0.7
+    levels = Levels.of(path, [0.3, 0.45, 0.8])
+    moves = SAMPLERS[name](levels, {"eta": eta})
+
+    def line(t: float, x: Tensor) -> Tensor:
+        k = path.coefficients(t)
+        lam = torch.log(k.beta / k.sigma)
+        return lam * torch.ones_like(x) if name != "seeds3" else (x - k.sigma * lam) / k.beta
+
+    silent = itertools.repeat(torch.zeros(1, dtype=F64))
+    mean = states(moves, path, line, torch.tensor([x], dtype=F64), silent)[-1].item()
+    begin, end = levels.lam[0], levels.lam[-1]
+    (s, r), h, m = (float(path.coefficients(t).sigma) for t in ends), end - begin, 1 + eta
+    if name == "seeds3":
+        wanted = math.exp(h) * x / s + m * (end + 1 - math.exp(h) * (begin + 1))
+    else:
+        held = math.exp(-m * h) * (begin - 1 / m)
+        wanted = math.exp(-eta * h) * x / s + math.exp(end) * (end - 1 / m - held)
+    assert mean == pytest.approx(r * wanted, rel=1e-12)
+
+
 # The noise of the stages
 
 
