@@ -22,6 +22,7 @@ from .tracing import Held, Sort, trace
 assert _layers
 
 _TENSORS = (Tensor, nn.Parameter)
+_ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 class Compiled(NativeModel):
@@ -50,9 +51,9 @@ class Compiled(NativeModel):
         That is: with gradients, under a transform of torch.func or torch.compile, on another device
         or in another dtype, or where a model that cannot be compiled may fall back.
         """
-        if not self._native_here(t, x, cond):
+        if not self._native_here(x, cond, t):
             return self.model(t, x, **cond)
-        program = self._program(t, x, cond)
+        program = self._program(_of_time(t, x), x, cond)
         if program is None:
             return self.model(t, x, **cond)
         out = torch.empty(x.shape, dtype=x.dtype)
@@ -68,10 +69,9 @@ class Compiled(NativeModel):
         """The field for a run from x, told the time, or with ``per_row`` that of each row, in the dtype
         ``time``; None where torch runs it.
         """
-        t = torch.zeros(x.shape[:1] if per_row else (), dtype=time)
-        if not self._native_here(t, x, cond):
+        if not self._native_here(x, cond):
             return None
-        program = self._program(t, x, cond)
+        program = self._program(Sort(time, (), per_row), x, cond)
         if program is None:
             return None
         conditions = [c.clone() for c in program.conditions(cond)]
@@ -83,7 +83,7 @@ class Compiled(NativeModel):
 
     def program(self, x: Tensor) -> tuple[Network, list[Tensor], tuple[int, ...]]:
         """The network of a model without time, its weights, and the shape of a row of its result."""
-        found = self._program(torch.zeros((), dtype=x.dtype), x, {})
+        found = self._program(Sort(x.dtype), x, {})
         assert found is not None  # fallback is off
         return found.network, found.weights(), found.shape
 
@@ -104,8 +104,8 @@ class Compiled(NativeModel):
                     out = self.model(t, x)
                 except Exception:  # not this shape, or not without conditions
                     continue
-                if isinstance(out, Tensor) and out.shape == x.shape and self._native_here(t, x, {}):
-                    self._program(t, x, {})
+                if isinstance(out, Tensor) and out.shape == x.shape and self._native_here(x, {}, t):
+                    self._program(Sort(t.dtype), x, {})
                     return
 
     @property
@@ -118,7 +118,7 @@ class Compiled(NativeModel):
         """Whether the model wants its time in float64."""
         return bool(getattr(self.model, "exact_time", False))
 
-    def _native_here(self, t: object, x: object, cond: Mapping[str, Any]) -> bool:
+    def _native_here(self, x: object, cond: Mapping[str, Any], t: object = _ZERO) -> bool:
         """Whether these arguments can be taken without torch."""
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
             return False
@@ -127,8 +127,9 @@ class Compiled(NativeModel):
         if not isinstance(t, Tensor) or not isinstance(x, Tensor) or not x.numel() or not x.ndim:
             return False
         tensors = [t, x, *(c for c in cond.values() if isinstance(c, Tensor))]
-        if not all(type(v) in _TENSORS and v.device.type == "cpu" for v in tensors):
-            return False
+        for v in tensors:
+            if type(v) not in _TENSORS or not v.is_cpu:
+                return False
         if x.dtype not in (torch.float32, torch.float64) or not t.is_floating_point():
             return False
         return not (torch.is_grad_enabled() and self._followed(tensors))
@@ -137,15 +138,15 @@ class Compiled(NativeModel):
         """Whether the result would have a gradient."""
         return any(v.requires_grad for v in [*tensors, *self._held.parameters()])
 
-    def _program(self, t: Tensor, x: Tensor, cond: Mapping[str, Any]) -> _Program | None:
+    def _program(self, t: Sort, x: Tensor, cond: Mapping[str, Any]) -> _Program | None:
         """What was compiled for arguments of this kind, or is now; None where torch runs them."""
         if not self._structure.holds():
             self._programs.clear()
             self._structure = _Structure(self._held)
         rows = len(x)
         sorts = {name: Sort.of(cond[name], rows) for name in sorted(cond)}
-        of_t, of_x = Sort.of(t, rows if t.ndim else -1), Sort.of(x, rows)
-        key = (of_t, of_x, tuple(sorts.items()), self._structure.training())
+        of_x = Sort.of(x, rows)
+        key = (t, of_x, tuple(sorts.items()), self._structure.training())
         try:
             known = key in self._programs
         except TypeError as error:
@@ -153,7 +154,7 @@ class Compiled(NativeModel):
                 f"the conditions {', '.join(cond)} cannot be compiled in. Give tensors, numbers or names."
             ) from error
         if not known:
-            self._programs[key] = self._made(of_t, of_x, sorts)
+            self._programs[key] = self._made(t, of_x, sorts)
         return self._programs[key]
 
     def _made(self, t: Sort, x: Sort, cond: Mapping[str, Sort]) -> _Program | None:
@@ -185,8 +186,10 @@ class _Structure:
 
     def holds(self) -> bool:
         """Whether no module was put in, taken out or exchanged, nor a parameter's name."""
-        links = all(modules.get(name) is child for modules, name, child in self._links)
-        return links and all(now.keys() == names for now, names in self._names)
+        for modules, name, child in self._links:
+            if modules.get(name) is not child:
+                return False
+        return all(now.keys() == names for now, names in self._names)
 
     def training(self) -> tuple[bool, ...]:
         """Which of the modules are in training mode."""
@@ -236,6 +239,11 @@ def _likely_shapes(held: nn.Module) -> list[tuple[int, ...]]:
         if isinstance(module, nn.Conv2d):
             shapes += [(module.in_channels, side, side) for side in (8, 16, 28, 32)]
     return list(dict.fromkeys(shapes))[:12]
+
+
+def _of_time(t: Tensor, x: Tensor) -> Sort:
+    """The sort of a time for x: one number, or one for each row."""
+    return Sort.of(t, len(x) if t.ndim else -1)
 
 
 def _settled(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,8 +27,7 @@ from ..errors import Uncompilable
 ROWS = (3, 5)
 
 
-@dataclass(frozen=True)
-class Sort:
+class Sort(NamedTuple):
     """What a program is made for, of one argument: a tensor's dtype and shape, or a value.
 
     Attributes:

@@ -20,6 +20,8 @@ from .torch_backend.run import bad_rows, finite
 
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
 _COMMON = ("on_failure", "denoise")
+_MOST = 1 << 31
+"""Elements of a state: below it every index and count fits in 32 bits, in torch's kernels too."""
 
 
 def callable_field(term: object) -> Callable[..., Tensor]:
@@ -135,6 +137,11 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
+    if x.numel() >= _MOST:
+        raise OptionError(
+            f"x has {x.numel()} elements, and a run takes fewer than 2^31. Solve some of its rows at a "
+            "time: with first_row=i they draw the noise of the whole."
+        )
     if x.is_meta or transforming():
         return
     known = rust_backend.finite(x)

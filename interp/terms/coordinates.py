@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -32,10 +33,25 @@ class Coordinates(Protocol):
 
 
 @dataclass(frozen=True)
-class NoiseClock:
-    """tau = sigma / beta and x = beta y."""
+class _OfPath:
+    """A clock that tells the log-SNR of a path; one is made for each run."""
 
     path: Interpolant
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        return self.path.log_snr(host([0.0, 1.0])).detach()
+
+    def _time_at(self, log_snr: Tensor) -> Tensor:
+        # A clock that has gone through a logarithm and back may miss an end by its last bit.
+        low, high = self._ends
+        inside = torch.minimum(torch.maximum(log_snr, low), high)
+        return self.path._time_between(inside, low, high)
+
+
+@dataclass(frozen=True)
+class NoiseClock(_OfPath):
+    """tau = sigma / beta and x = beta y."""
 
     def tau(self, t: Tensor) -> Tensor:
         """Sigma / beta."""
@@ -43,7 +59,7 @@ class NoiseClock:
 
     def time(self, tau: Tensor) -> Tensor:
         """The inverse of sigma / beta."""
-        return _time_at(self.path, -2 * tau.log())
+        return self._time_at(-2 * tau.log())
 
     def scale(self, t: Tensor) -> Tensor:
         """Beta."""
@@ -51,10 +67,8 @@ class NoiseClock:
 
 
 @dataclass(frozen=True)
-class DataClock:
+class DataClock(_OfPath):
     """tau = beta / sigma and x = sigma y."""
-
-    path: Interpolant
 
     def tau(self, t: Tensor) -> Tensor:
         """Beta / sigma."""
@@ -62,7 +76,7 @@ class DataClock:
 
     def time(self, tau: Tensor) -> Tensor:
         """The inverse of beta / sigma."""
-        return _time_at(self.path, 2 * tau.log())
+        return self._time_at(2 * tau.log())
 
     def scale(self, t: Tensor) -> Tensor:
         """Sigma."""
@@ -70,10 +84,8 @@ class DataClock:
 
 
 @dataclass(frozen=True)
-class AngleClock:
+class AngleClock(_OfPath):
     """tau = atan(sigma / beta) and x = sqrt(beta^2 + sigma^2) y: regular at both ends."""
-
-    path: Interpolant
 
     def tau(self, t: Tensor) -> Tensor:
         """The angle, from pi / 2 for pure noise to 0 for clean data."""
@@ -83,7 +95,7 @@ class AngleClock:
     def time(self, tau: Tensor) -> Tensor:
         """The inverse of the angle."""
         noise, data = torch.sin(tau), torch.sin(math.pi / 2 - tau)
-        return _time_at(self.path, 2 * (data.log() - noise.log()))
+        return self._time_at(2 * (data.log() - noise.log()))
 
     def scale(self, t: Tensor) -> Tensor:
         """sqrt(beta^2 + sigma^2)."""
@@ -92,10 +104,8 @@ class AngleClock:
 
 
 @dataclass(frozen=True)
-class LineClock:
+class LineClock(_OfPath):
     """tau = sigma / (beta + sigma) and x = (beta + sigma) y: the linear path, from 1 to 0."""
-
-    path: Interpolant
 
     def tau(self, t: Tensor) -> Tensor:
         """The share of the noise, from 1 for pure noise to 0 for clean data."""
@@ -104,15 +114,9 @@ class LineClock:
 
     def time(self, tau: Tensor) -> Tensor:
         """The inverse of the share."""
-        return _time_at(self.path, 2 * (torch.log1p(-tau) - tau.log()))
+        return self._time_at(2 * (torch.log1p(-tau) - tau.log()))
 
     def scale(self, t: Tensor) -> Tensor:
         """Beta + sigma."""
         k = self.path.coefficients(t)
         return k.beta + k.sigma
-
-
-def _time_at(path: Interpolant, log_snr: Tensor) -> Tensor:
-    # A clock that has gone through a logarithm and back may miss an end by its last bit.
-    low, high = path.log_snr(host([0.0, 1.0]))
-    return path._time_between(torch.minimum(torch.maximum(log_snr, low), high), low, high)

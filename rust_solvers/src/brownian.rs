@@ -273,7 +273,7 @@ fn ending(out: &mut Value<'_>, node: &Node, width: f64) {
 }
 
 /// The path at the middle of a node.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn halfway(out: &mut Value<'_>, node: &Node, width: f64) {
     let (k, t, half) = ((width / 16.0).sqrt(), (width / 48.0).sqrt(), 0.5 * width);
     let count = out.w.len();
@@ -292,7 +292,7 @@ fn halfway(out: &mut Value<'_>, node: &Node, width: f64) {
 
 /// A child of a node: the left one if its index is even; with its integral, over half a width, where
 /// that is wanted.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn split(parent: &Node, child: &mut Node, (width, half): (f64, Option<f64>), count: usize) {
     let (k, t) = ((width / 16.0).sqrt(), (width / 48.0).sqrt());
     let (left, integral) = (&parent.left[..count], &parent.integral[..count]);
@@ -330,7 +330,7 @@ fn split(parent: &Node, child: &mut Node, (width, half): (f64, Option<f64>), cou
 }
 
 /// The path at the fraction `x` of a leaf.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn inside(out: &mut Value<'_>, node: &Node, width: f64, x: f64, y: &[f32], n: &[f32]) {
     let rest = 1.0 - x;
     let s = 1.0 - 3.0 * x * rest;

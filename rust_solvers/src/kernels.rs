@@ -52,7 +52,7 @@ pub fn combine<T: Real>(out: &mut [T], terms: &[Term<T>]) -> bool {
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn combine_chunk<T: Real, const M: usize>(out: &mut [T], c: &[T; M], v: &[&[T]; M]) -> u32 {
     let n = out.len();
     let v = v.map(|v| &v[..n]);
@@ -160,7 +160,7 @@ fn reduced<T: Real, const MAX: bool>(
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn norm_chunk<T: Real, const M: usize, const MAX: bool>(
     c: &[T; M],
     v: &[&[T]; M],
@@ -227,14 +227,14 @@ pub fn rescale<T: Real>(out: &mut [T], a: f64, (b, y): Term<T>) {
     });
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn rescale_chunk<T: Real>(out: &mut [T], a: T, b: T, y: &[T]) {
     for (out, &y) in out.iter_mut().zip(y) {
         *out = a * *out + b * y;
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn kick_chunk<T: Real>(out: &mut [T], w: &[f64], scale: f64, diffusion: Option<&[T]>) -> u32 {
     let n = out.len();
     let w = &w[..n];
@@ -275,7 +275,7 @@ pub fn all_finite<T: Real>(values: &[T]) -> bool {
     bad.into_iter().all(|bad| bad == 0)
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn non_finite_chunk<T: Real>(values: &[T]) -> u32 {
     values.iter().fold(0, |bad, value| bad | value.non_finite())
 }

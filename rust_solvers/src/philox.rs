@@ -133,7 +133,7 @@ pub struct Rows {
 
 /// Fill `out` with normals of one node, those of the elements from `start` on (counted through the
 /// rows). Counter: (element / 4, row, node low, node high); the four words give four elements.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 pub fn fill_normals(out: &mut [f32], start: usize, rows: Rows, key: Key, node: u64) {
     if rows.len == 0 {
         return;

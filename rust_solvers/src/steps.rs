@@ -48,7 +48,7 @@ pub fn step<T: Number>(x: &mut [T], v: &[T], z: Option<&[T]>, by: Coefficients) 
     });
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn with_noise<T: Number>(x: &mut [T], v: &[T], z: &[T], by: Coefficients) {
     let (a, b, c) = (T::from_f64(by.a), T::from_f64(by.b), T::from_f64(by.c));
     for ((x, &v), &z) in x.iter_mut().zip(v).zip(z) {
@@ -56,7 +56,7 @@ fn with_noise<T: Number>(x: &mut [T], v: &[T], z: &[T], by: Coefficients) {
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn without_noise<T: Number>(x: &mut [T], v: &[T], by: Coefficients) {
     let (a, b) = (T::from_f64(by.a), T::from_f64(by.b));
     for (x, &v) in x.iter_mut().zip(v) {

@@ -522,7 +522,7 @@ fn combine<T: Real>(
 }
 
 /// `sum += weight factors v`.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn add<T: Real>(sum: &mut [f64], weight: f64, factors: &[f64], v: &[T]) {
     for ((s, factor), v) in sum.iter_mut().zip(factors).zip(v) {
         *s += weight * factor * v.to_f64();
@@ -530,7 +530,7 @@ fn add<T: Real>(sum: &mut [f64], weight: f64, factors: &[f64], v: &[T]) {
 }
 
 /// `out = sum` in its own precision; not 0 where a NaN or an infinity came out.
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn round<T: Real>(out: &mut [T], sum: &[f64]) -> u32 {
     let mut bad = 0;
     for (out, s) in out.iter_mut().zip(sum) {

@@ -74,14 +74,14 @@ fn line<T: Number>(
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn both<T: Number, F: Fn(T, T) -> T>(out: &mut [T], a: &[T], b: &[T], op: F) {
     for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
         *out = op(a, b);
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn one<T: Number, F: Fn(T) -> T>(out: &mut [T], a: &[T], op: F) {
     for (out, &a) in out.iter_mut().zip(a) {
         *out = op(a);

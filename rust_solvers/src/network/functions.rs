@@ -3,6 +3,7 @@
 use std::ops::{Div, Neg, Sub};
 
 use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
 
 use crate::real::Real;
 
@@ -12,7 +13,8 @@ pub trait Elementary: Real + Sub<Output = Self> + Div<Output = Self> + Neg<Outpu
 
     /// `(q, a, b)` with `e^x = (1 + q) a b`: q loses no digits where x is small, and of the two
     /// powers of 2 neither leaves the range before the result does.
-    fn exponential(self) -> (Self, Self, Self);
+    /// FUSED: whether the processor multiplies and adds in one instruction.
+    fn exponential<const FUSED: bool>(self) -> (Self, Self, Self);
     /// erfc(x) for x >= 0.
     fn erfc(self) -> Self;
     fn sqrt(self) -> Self;
@@ -21,19 +23,26 @@ pub trait Elementary: Real + Sub<Output = Self> + Div<Output = Self> + Neg<Outpu
     fn ln(self) -> Self;
     fn ln_1p(self) -> Self;
     fn powf(self, power: Self) -> Self;
+    /// `self a + b`, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
     fn copysign(self, sign: Self) -> Self;
     fn is_nan(self) -> bool;
 
     #[inline(always)]
     fn exp(self) -> Self {
-        let (q, a, b) = self.exponential();
+        self.exp_by::<false>()
+    }
+
+    #[inline(always)]
+    fn exp_by<const FUSED: bool>(self) -> Self {
+        let (q, a, b) = self.exponential::<FUSED>();
         (Self::ONE + q) * a * b
     }
 
     /// e^x - 1, for x below 64.
     #[inline(always)]
     fn exp_m1(self) -> Self {
-        let (q, a, b) = self.exponential();
+        let (q, a, b) = self.exponential::<false>();
         let scale = a * b;
         q * scale + (scale - Self::ONE)
     }
@@ -80,18 +89,21 @@ macro_rules! elementary {
             const ONE: Self = 1.0;
 
             #[inline(always)]
-            fn exponential(self) -> (Self, Self, Self) {
+            fn exponential<const FUSED: bool>(self) -> (Self, Self, Self) {
                 // Adding 1.5 2^mantissa rounds to a whole number, which the low bits then hold.
                 const MAGIC: $type = 1.5 * (1u64 << $mantissa) as $type;
                 let x = if self > $high { $high } else { self };
                 let x = if x < $low { $low } else { x };
-                let shifted = x * std::$type::consts::LOG2_E + MAGIC;
+                let sum = |x: $type, a: $type, b: $type| {
+                    if FUSED { x.mul_add(a, b) } else { x * a + b }
+                };
+                let shifted = sum(x, std::$type::consts::LOG2_E, MAGIC);
                 let n = shifted - MAGIC;
-                let r = x - n * $ln2 - n * $rest;
+                let r = sum(n, -$rest, sum(n, -$ln2, x));
                 // (e^r - 1) / r
                 let mut q = $taylor[0];
                 for c in &$taylor[1..] {
-                    q = q * r + c;
+                    q = sum(q, r, *c);
                 }
                 let n = (shifted.to_bits() as $int).wrapping_sub(MAGIC.to_bits() as $int);
                 let half = n >> 1;
@@ -122,6 +134,10 @@ macro_rules! elementary {
             }
             fn powf(self, power: Self) -> Self {
                 <$type>::powf(self, power)
+            }
+            #[inline(always)]
+            fn mul_add(self, a: Self, b: Self) -> Self {
+                <$type>::mul_add(self, a, b)
             }
             #[inline(always)]
             fn copysign(self, sign: Self) -> Self {
@@ -296,9 +312,18 @@ impl Function {
     }
 }
 
+/// The most frequent one, with fused operations where there are.
+#[multiversion(targets("x86_64+avx+avx2+fma+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2+fma"))]
+fn silu<T: Elementary>(v: &mut [T]) {
+    const FUSED: bool = target_cfg_f!(target_feature = "fma");
+    for x in v {
+        *x = *x / (T::ONE + (-*x).exp_by::<FUSED>());
+    }
+}
+
 macro_rules! over_all {
     ($name:ident($x:ident $(, $a:ident)*) $value:expr) => {
-        #[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+        #[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
         fn $name<T: Elementary>(v: &mut [T] $(, $a: T)*) {
             for at in v {
                 let $x = *at;
@@ -308,7 +333,6 @@ macro_rules! over_all {
     };
 }
 
-over_all!(silu(x) x / (T::ONE + (-x).exp()));
 over_all!(gelu(x) x.gelu());
 over_all!(gelu_tanh(x) x.gelu_tanh());
 over_all!(tanh(x) x.tanh());

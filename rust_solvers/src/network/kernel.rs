@@ -4,7 +4,7 @@ use super::elementwise::{self, Pair, Walk};
 use super::functions::Function;
 use super::memory::{Number, Operand, View};
 use super::norms::{self, Reduction};
-use super::products::{Matrix, product, transpose};
+use super::products::{Matrix, product, row_by_matrix, transpose};
 use super::spatial::{self, Channels, Pooling, Window};
 
 /// What a step does. Shapes are of one row; a run does it for many.
@@ -244,7 +244,7 @@ impl Kernel {
     pub fn turns<'a>(&self, operands: &'a [View]) -> Option<(&'a View, usize, usize)> {
         let (Kernel::Linear, [_, w, ..]) = (self, operands) else { return None };
         let [m, n] = w.shape[..] else { return None };
-        (w.strides == [n, 1] && m > 1 && n > 1).then_some((w, m, n))
+        (w.strides == [n, 1] && m >= NARROW && n > 1).then_some((w, m, n))
     }
 
     /// Do it for `rows` rows into `out`, the values of which are `len` elements long in a row.
@@ -331,9 +331,12 @@ fn each<T: Number>(
     }
 }
 
-/// Rows below which a product with a weight as it stands is done row by row: the library would copy
-/// the whole weight first.
+/// Rows below which a product is done row by row: the library would copy the whole weight first.
 const FEW: usize = 4;
+/// Outputs below which it is as well, with the weight as it stands.
+const NARROW: usize = 8;
+/// Elements of a weight that is turned for a single row too: it stays in a core's own cache.
+pub const SMALL: usize = 1 << 14;
 
 fn linear<T: Number>(rows: usize, out: &mut [T], operands: &[Operand], turned: Option<&[T]>) {
     let (x, weight) = (&operands[0], &operands[1]);
@@ -355,11 +358,15 @@ fn linear<T: Number>(rows: usize, out: &mut [T], operands: &[Operand], turned: O
         Some(turned) => Matrix::rows(turned, m),
         None => as_it_stands.transposed(),
     };
-    let together = x.row == tokens * n;
-    if all < FEW && turned.is_none() || !(together || tokens == 1) {
+    let together = x.row == tokens * n || tokens == 1;
+    let small = turned.filter(|_| all < FEW && m * n <= SMALL);
+    if small.is_some() || turned.is_none() && (all < FEW || m < NARROW) || !together {
         for (i, out) in out.chunks_mut(m).enumerate() {
             let x = &numbers[i / tokens * x.row + i % tokens * n..];
-            product(out, (1, n, m), Matrix::rows(x, n), by, add);
+            match small {
+                Some(weight) => row_by_matrix(out, &x[..n], &weight[..m * n], add),
+                None => product(out, (1, n, m), Matrix::rows(x, n), by, add),
+            }
         }
         return;
     }

@@ -298,7 +298,7 @@ pub struct Loan<'a> {
 
 impl Run {
     /// Turn the weights that products want turned: once a run, and anew for each, since weights may
-    /// have changed in between. `rows` is how many there will be in a call: for one the weights are
+    /// have changed in between. `rows` is how many there will be in a call: for one large weights are
     /// best as they stand.
     pub fn prepare(&mut self, program: &Program, weights: &[Lent], rows: usize) {
         let turned = &mut self.turned;
@@ -310,7 +310,8 @@ impl Run {
             let weight = step
                 .kernel
                 .turns(&step.operands)
-                .filter(|(view, ..)| many && program.values[view.value].place == Place::Weight);
+                .filter(|(_, m, n)| many || m * n <= kernel::SMALL)
+                .filter(|(view, ..)| program.values[view.value].place == Place::Weight);
             let Some((view, m, n)) = weight else {
                 turned[i] = None;
                 continue;
@@ -436,10 +437,8 @@ impl<'a> Here<'a> {
         }
         let both = [Kept::of(Precision::Single), Kept::of(Precision::Double)];
         let mut scratch = memory.scratch.take().unwrap_or(both);
-        let mut operands = [self.operand(&step.operands[0], memory); 3];
-        for (operand, view) in operands.iter_mut().zip(&step.operands) {
-            *operand = self.operand(view, memory);
-        }
+        let view = |i: usize| step.operands.get(i).unwrap_or(&step.operands[0]);
+        let operands: [Operand; 3] = std::array::from_fn(|i| self.operand(view(i), memory));
         let operands = &operands[..step.operands.len().min(3)];
         let turned = self.turned.get(i).and_then(Option::as_ref).map(|k| T::lent(k.lent()));
         let done = match (&step.kernel, operands[0].data) {
@@ -459,6 +458,7 @@ impl<'a> Here<'a> {
         done
     }
 
+    #[inline(always)]
     fn operand<'b>(&self, view: &'b View, memory: &'b Memory) -> Operand<'b>
     where
         'a: 'b,

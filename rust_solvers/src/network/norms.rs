@@ -51,12 +51,12 @@ fn greatest<T: Elementary>(v: &[T]) -> T {
     v.iter().fold(v[0], |m, &x| larger(m, x))
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn sum<T: Elementary>(v: &[T]) -> T {
     lanes(v, |x| x)
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn sum_of_squares<T: Elementary>(v: &[T], mean: T) -> T {
     lanes(v, |x| (x - mean) * (x - mean))
 }
@@ -91,21 +91,21 @@ fn scale_and_shift<T: Elementary>(v: &[T], eps: f64, center: bool) -> (T, T) {
     (scale, -mean * scale)
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn affine<T: Elementary>(out: &mut [T], v: &[T], a: T, b: T) {
     for (out, &x) in out.iter_mut().zip(v) {
         *out = a * x + b;
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn weigh<T: Elementary>(out: &mut [T], weight: &[T]) {
     for (out, &w) in out.iter_mut().zip(weight) {
         *out = *out * w;
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn shift<T: Elementary>(out: &mut [T], bias: &[T]) {
     for (out, &b) in out.iter_mut().zip(bias) {
         *out += b;
@@ -166,7 +166,7 @@ pub fn softmax<T: Elementary>(n: usize, from: &[T], out: &mut [T]) {
     }
 }
 
-#[multiversion(targets("x86_64+avx+avx2", "x86_64+avx+avx2+avx512f+avx512dq+avx512vl"))]
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn powers<T: Elementary>(out: &mut [T], v: &[T], top: T) {
     for (out, &x) in out.iter_mut().zip(v) {
         *out = (x - top).exp();

@@ -1,6 +1,8 @@
 //! Matrix products by the kernels of the `gemm` library, with every index checked.
 
 use gemm::{Parallelism, gemm};
+use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
 
 use super::functions::Elementary;
 
@@ -79,6 +81,54 @@ pub fn product<T: Elementary>(
     }
 }
 
+/// `out = x w` for a row `x` of k elements and a small `w` of k rows; or `out += x w`.
+///
+/// The library's kernels take longer to set up than such a product to sum.
+///
+/// # Panics
+/// As [`product`].
+#[multiversion(targets("x86_64+avx+avx2+fma+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2+fma"))]
+pub fn row_by_matrix<T: Elementary>(out: &mut [T], x: &[T], w: &[T], add: bool) {
+    const FUSED: bool = target_cfg_f!(target_feature = "fma");
+    assert!(w.len() == x.len() * out.len(), "a matrix is too short");
+    if !add {
+        out.fill(T::ZERO);
+    }
+    let mut j = 0;
+    while j + 64 <= out.len() {
+        columns::<T, 64, FUSED>(out, x, w, j);
+        j += 64;
+    }
+    while j + 16 <= out.len() {
+        columns::<T, 16, FUSED>(out, x, w, j);
+        j += 16;
+    }
+    while j < out.len() {
+        columns::<T, 1, FUSED>(out, x, w, j);
+        j += 1;
+    }
+}
+
+/// C columns from the column j on, whose sums stay in registers.
+#[inline(always)]
+fn columns<T: Elementary, const C: usize, const FUSED: bool>(
+    out: &mut [T],
+    x: &[T],
+    w: &[T],
+    j: usize,
+) {
+    let n = out.len();
+    let mut sums = [T::ZERO; C];
+    sums.copy_from_slice(&out[j..j + C]);
+    for (l, &a) in x.iter().enumerate() {
+        let w = &w[l * n + j..][..C];
+        for c in 0..C {
+            sums[c] = if FUSED { a.mul_add(w[c], sums[c]) } else { sums[c] + a * w[c] };
+        }
+    }
+    out[j..j + C].copy_from_slice(&sums);
+}
+
 /// `to`, n x m, is the transpose of `from`, m x n: block by block, to stay in the cache.
 pub fn transpose<T: Copy>(from: &[T], (m, n): (usize, usize), to: &mut [T]) {
     const BLOCK: usize = 16;
@@ -99,7 +149,6 @@ pub fn transpose<T: Copy>(from: &[T], (m, n): (usize, usize), to: &mut [T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     proptest! {
         #[test]
@@ -123,6 +172,20 @@ mod tests {
                         .sum();
                     prop_assert_eq!(out[i * n + j], start + sum);
                 }
+            }
+        }
+
+        #[test]
+        fn a_row_by_a_matrix_is_the_plain_sum(k in 0usize..40, n in 1usize..150, add in any::<bool>()) {
+            let number = |i: usize| ((i * 37) % 11) as f32 - 5.0;
+            let x: Vec<f32> = (0..k).map(number).collect();
+            let w: Vec<f32> = (0..k * n).map(|i| number(i + 3)).collect();
+            let mut out = vec![2.0f32; n];
+            row_by_matrix(&mut out, &x, &w, add);
+            for j in 0..n {
+                let start = if add { 2.0 } else { 0.0 };
+                let sum: f32 = (0..k).map(|l| x[l] * w[l * n + j]).sum();
+                prop_assert_eq!(out[j], start + sum);
             }
         }
 
