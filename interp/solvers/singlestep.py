@@ -124,6 +124,9 @@ def seeds_1(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
         x_r = (beta_r / beta_t) x - (1 + eta) sigma_r (exp(h) - 1) n + sigma_r sqrt(eta (exp(2 h) - 1)) z
 
+    An error of n is multiplied by exp(h): few steps over a large range of log-SNR can end far away, where
+    those of a data estimate do not.
+
     Source: Gonzalez, Fernandez Pinto, Tran, Gherbi, Hajri, Masmoudi 2023 (2305.14267).
     """
     return _noised("seeds1", levels.other, EULER, options)
