@@ -148,6 +148,8 @@ pub fn transpose<T: Copy>(from: &[T], (m, n): (usize, usize), to: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     proptest! {
