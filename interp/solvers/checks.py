@@ -21,7 +21,7 @@ from .torch_backend.run import bad_rows, finite
 BACKENDS = ("auto", "rust", "torch", "torchdiffeq")
 _COMMON = ("on_failure", "denoise")
 _MOST = 1 << 31
-"""Elements of a state: below it every index and count fits in 32 bits, in torch's kernels too."""
+"""Elements of a state on the CPU: from here on its stages would take tens of gigabytes."""
 
 
 def callable_field(term: object) -> Callable[..., Tensor]:
@@ -137,10 +137,10 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
-    if x.numel() >= _MOST:
+    if x.device.type == "cpu" and x.numel() >= _MOST:
         raise OptionError(
-            f"x has {x.numel()} elements, and a run takes fewer than 2^31. Solve some of its rows at a "
-            "time: with first_row=i they draw the noise of the whole."
+            f"x has {x.numel()} elements, and a run on the CPU takes fewer than 2^31. Solve some of its "
+            "rows at a time: with first_row=i they draw the noise of the whole."
         )
     if x.is_meta or transforming():
         return
