@@ -23,7 +23,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..arguments import host, real, transforming, whole
@@ -113,7 +112,7 @@ def _observer(
 
 
 def _backend(backend: str, x: Tensor) -> str:
-    native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    native = rust_backend.takes(x)
     if backend == "auto":
         return "rust" if native and not transforming() else "torch"
     if backend == "rust" and not native:

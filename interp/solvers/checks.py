@@ -230,7 +230,7 @@ def _backend(
     """The backend to use, after a check that it can."""
     if name not in BACKENDS:
         raise UnknownName.of("backend", name, BACKENDS)
-    native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    native = rust_backend.takes(x)
     recorded = gradient not in (None, "adjoint")  # the adjoint's runs record nothing
     if name == "auto":
         return "rust" if native and not recorded and "rust" in method.backends else "torch"

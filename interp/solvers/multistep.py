@@ -159,29 +159,18 @@ def dpmpp_2m(levels: Levels, options: Mapping[str, Any], eta: float = 0.0) -> li
     """
     heun = choice("dpm++2m", options, "variant", ("midpoint", "heun")) == "heun"
     eta = real("eta", options.get("eta", eta))
-    t, r = levels[:-1], levels[1:]
+    if eta:
+        towards_data(levels[:-1], levels[1:], "dpm++2m_sde")
     with np.errstate(invalid="ignore"):
-        h = towards_data(t, r, "dpm++2m_sde") if eta else r.lam - t.lam
-    damping = eta * h if eta else 0.0
-    kept, gain, noise = first_order(t, r, damping)
-    with np.errstate(all="ignore"):
-        half = np.full_like(h, 0.5)
-        if heun:
-            m = moments(h + damping, 2)
-            half = m[1] / m[0]
-        share = np.zeros_like(h)
-        share[1:-1] = half[1:-1] * h[1:-1] / h[:-2]
-    share[~np.isfinite(share)] = 0.0
-    now, before = rows(gain * (1 + share)), rows(-gain * share)
-    both = (~all_elements(share == 0)).tolist()
-    at, kind, kicks = levels.t.tolist(), levels.kind, increments(t, r, noise)
-    moves = []
-    for i, a in enumerate(rows(kept)):
-        slopes = {i - 1: before[i], i: now[i]} if both[i] else {i: now[i]}
-        moves.append(Move(at[i], kind, 0.0, a, slopes, kicks[i], at[i + 1]))
-    for i in np.flatnonzero(levels.leaves_clean).tolist():
-        moves[i] = exact_step(levels, i, i)
-    return ending(levels, moves, options)
+        count, h = answers(levels, 2, falling=True), np.diff(levels.lam, axis=0)
+    i = np.flatnonzero(count == 2)
+    shares = np.zeros((*h.shape, 2))
+    m0, m1 = moments((1.0 + eta) * h, 2)
+    shares[count > 0, ..., 0] = m0[count > 0]
+    half = (m1[i] if heun else 0.5 * m0[i]) * h[i] / h[i - 1]
+    shares[i, ..., 0] += half
+    shares[i, ..., 1] -= half
+    return ending(levels, multistep(levels, count, shares, eta=eta), options)
 
 
 def dpmpp_2m_sde(levels: Levels, options: Mapping[str, Any]) -> list[Move]:

@@ -5,6 +5,9 @@ in a field shows the caller, `solve` and the field. The numbers and types that c
 those of `interp.solvers.problem` and `interp.solvers.tableaus`.
 """
 
+import torch
+from torch import Tensor
+
 from rust_solvers import (
     chain,
     finite,
@@ -24,3 +27,8 @@ __all__ = [
     "runge_kutta_rows",
     "stochastic",
 ]
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the engine runs states like ``x``: float32 and float64 on the cpu."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

@@ -29,14 +29,8 @@ PATHS = {
     "table": TABLE,
 }
 SAMPLERS = [m.name for m in interp.methods("path")]
-# Samplers of the SDE with stages, and what each is without noise.
-STAGED = {
-    "dpm++2s_sde": "dpm++2s",
-    "dpm++3s_sde": "dpm++3s",
-    "seeds1": "dpm1",
-    "seeds2": "dpm2",
-    "seeds3": "dpm3",
-}
+# Samplers of the SDE with stages.
+STAGED = ("dpm++2s_sde", "dpm++3s_sde", "seeds1", "seeds2", "seeds3")
 Model = Callable[[Tensor, Tensor], Tensor]
 
 
