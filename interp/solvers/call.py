@@ -112,7 +112,7 @@ def solve(
         watch = around.watching(events, term, request, x, solve)
         made = chosen.scheme(term, x, request, around.watched(watch, observer))
         if watch is not None:
-            watch.made = made
+            watch.watch(made)
         if isinstance(term, (PathODE, PathSDE)):
             wanted = ending.wanted(term, request.ends, request.options)
             made.denoise = wanted and not made.cleans
@@ -126,12 +126,12 @@ def solve(
         if report["status"] not in outcome.ENDED and method_options.get("on_failure") != "partial":
             raise failure(made, report, stiff)
         if stiff is not None:
-            warnings.warn(stiff, StiffWarning, stacklevel=2)
+            warnings.warn(". ".join(stiff), StiffWarning, stacklevel=2)
         solution = outcome.solution(term, request, made, report, observer, began)
         return solution if watch is None else outcome.with_events(solution, watch, request)
 
 
-def _stiff(method: Method, request: Request, made: Plan, report: Report) -> str | None:
+def _stiff(method: Method, request: Request, made: Plan, report: Report) -> tuple[str, str] | None:
     """The complaint about a stiff field under an explicit method whose steps adapted."""
     adapted = method.adaptive and request.grid is None and not method.implicit
     if not adapted or transforming():

@@ -207,7 +207,7 @@ def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     return dict(zip(unique, taus, strict=True))
 
 
-def failure(made: Plan, report: Report, stiff: str | None = None) -> SolveError:
+def failure(made: Plan, report: Report, stiff: tuple[str, str] | None = None) -> SolveError:
     """The error that says why a run ended early."""
     t, rows = made.time(report["t"]), report["rows"]
     each = report.get("each")
@@ -230,7 +230,7 @@ def failure(made: Plan, report: Report, stiff: str | None = None) -> SolveError:
         what = f"the run took all the steps it may {where}, the last of length {report['step']:.1e}"
         remedy = "Raise max_steps or the tolerances."
         if stiff is not None:
-            what, remedy = f"{what}; {stiff.split('. ')[0]}", stiff.split(". ")[1]
+            what, remedy = f"{what}; {stiff[0]}", stiff[1]
     return SolveError(
         f"{what}. {remedy} The error's .last holds the last good state.",
         time=t, step=steps, rows=rows, last=made.state(reached, report["y"]),
