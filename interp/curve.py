@@ -112,6 +112,15 @@ class Curve:
         return Secant.between(*(self.coefficients(v.expand(shape)) for v in (t, r)))
 
     @property
+    def constant(self) -> bool:
+        """Whether it is known that its functions are the same at every call.
+
+        So it is where a path is built by name and out of numbers, and not for a caller's functions,
+        which may look at what changes, nor for a path with weights.
+        """
+        return self.config is not None
+
+    @property
     def invertible(self) -> bool:
         """Whether one time belongs to each log-SNR, so that `time_at_log_snr` is there."""
         return self.monotone and not self.element

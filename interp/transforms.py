@@ -176,6 +176,8 @@ def composed(
 class Trainable(Interpolant, nn.Module):
     """A path with weights: an ``nn.Module``, which a family that holds it trains and saves."""
 
+    constant = False
+
     def __init__(self, modules: Sequence[nn.Module], *args: Any, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.learned = nn.ModuleList(modules)
