@@ -58,8 +58,10 @@ def solve(
         rtol: the relative tolerance of adaptive steps, on the local error in the term's coordinates.
         atol: the absolute one: an error is measured against atol + rtol max(|y|, |y_new|).
         save_at: times to save at, in the order of the run. Between two steps the state is the dense
-            output of order 3 (dopri5 and tsit5: 4, dop853: 7). Samplers of paths, ab2 to ab4 and SDEs have
-            none and refuse such times: put them into ``grid``, which changes the steps, knowingly.
+            output of order 3 (dopri5 and tsit5: 4, dop853: 7); of ab2 to ab4 and of samplers without
+            noise it goes through the nearest four (see `interp.solvers.dense`). Neither changes a step.
+            Runs that draw noise refuse such times: put them into ``grid``, which changes the steps,
+            knowingly.
         seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
         first_row: the number of x's first row, so that chunks draw the noise of the whole.
         per_row: each row has its own steps and its own end: the field is told t of shape (rows,) and

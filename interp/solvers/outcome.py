@@ -29,7 +29,10 @@ def solution(
     stop = made.stop if done else made.time(report["t"])
     rows = _row_stats(made, report) if request.per_row else None
     x = made.state(stop if rows is None else rows.t, report["y"])
-    saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
+    xs = made.problem.xs
+    if made.between is not None:
+        xs = made.between(xs if done else xs[: made.between.reached(report["t"])])
+    saves = made.saves[: len(xs)]
     if not done and rows is None:
         forward = request.ends[1] - request.ends[0]
         saves = [s for s in saves if (s - stop) * forward <= 0]

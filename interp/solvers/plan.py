@@ -23,6 +23,7 @@ from .problem import Adaptive, NoiseKey, Problem, Report
 
 if TYPE_CHECKING:
     from .catalogue import Method
+    from .dense import Between
 
 Engine = Callable[..., Report]
 
@@ -42,6 +43,8 @@ class Plan:
         denoise: whether a step from the noise that is left at t = 1 to clean data follows.
         noise: what keys the noise, for an SDE.
         cleans: whether the backend's part holds that step itself.
+        between: what makes the states at ``saves`` out of those that the backend saves; None where they
+            are the same.
     """
 
     engine: Engine
@@ -56,6 +59,7 @@ class Plan:
     denoise: bool = False
     noise: NoiseKey | None = None
     cleans: bool = False
+    between: Between | None = None
 
     def time(self, tau: float) -> float:
         """A clock reading of the run in the caller's time."""

@@ -19,10 +19,11 @@ from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import SDE, PathMap, PathODE, PathSDE
 from ..terms.model import Affine, PathTerm, bound, needs_exact_time, readings, told
 from . import ending, grids, rust_backend, torch_backend
+from .dense import Between, on_path
 from .exponential import Levels
 from .plan import Engine, Plan, Request, native, pose
 from .problem import NoiseKey, Observer, Problem
-from .programme import Coefficient, Move, Programme, compiled, rows
+from .programme import Coefficient, Move, Programme, between_steps, compiled, rows
 
 Sampler = Callable[[Levels, Mapping[str, Any]], list[Move]]
 """sampler(levels, options): the moves over a grid whose levels are given."""
@@ -55,16 +56,17 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
         check_term(term, request)
         check_element(host(request.ends[0]), x, term.path.element)
         asked = hooked(term, request)
-        programme = written(sampler, term, asked, request)
+        programme, between = written(sampler, term, asked, request)
+        saves = request.saves if between is None else between.nodes
         problem = pose(
-            x, x, request.saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
+            x, x, saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
             request.backend,
         )  # fmt: skip
         problem.observer = observer
         itself = Affine(asked.model, lambda stamps: readings(host(stamps), 1.0, 1.0, 0.0))
         problem.native = native(term, x, request, itself)
         made = run_of(programme, problem, request, term, x)
-        made.cleans = True
+        made.cleans, made.between = True, between
         return made
 
     return scheme
@@ -123,10 +125,11 @@ def hooked(term: PathODE | PathSDE, request: Request) -> PathTerm:
 
 def written(
     sampler: Sampler, term: PathODE | PathSDE, asked: PathTerm, request: Request
-) -> Programme:
-    """The programme of a sampler; the last ones on paths that do not change are kept.
+) -> tuple[Programme, Between | None]:
+    """The programme of a sampler, and what makes states between its steps.
 
-    Making it takes about as long as running it on one row, and batch after batch asks for the same.
+    The last ones on paths that do not change are kept: making one takes about as long as running it on one
+    row, and batch after batch asks for the same.
     """
     path, options = term.path, request.options
     plain = all(isinstance(v, (str, float, int)) for v in options.values())
@@ -149,12 +152,17 @@ def _written(
     clean: bool,
     options: Iterable[tuple[Any, ...]],
     saves: tuple[float, ...],
-) -> Programme:
+) -> tuple[Programme, Between | None]:
     levels = Levels.of(path, times)
     if clean:
         levels = levels.then_clean()
     moves = sampler(levels, {name: value for name, *_, value in options})
-    return programme_for(path, view, time, moves, levels, saves)
+    between = on_path(levels, saves)
+    at = saves if between is None else between.nodes
+    programme = programme_for(path, view, time, moves, levels, at)
+    if between is not None and programme.noisy:
+        raise between_steps(next(s for s in saves if s not in times))
+    return programme, between
 
 
 _kept = functools.lru_cache(maxsize=16)(_written)

@@ -202,7 +202,7 @@ BAD = [
     ({"steps": 4, "eta": 2.0}, OptionError, "eta=2.0"),
     ({"steps": 4, "etta": 1.0}, UnknownName, "eta"),
     ({}, OptionError, "steps=N"),
-    ({"steps": 4, "save_at": [0.3, 1.0]}, OptionError, "0.3, between two steps"),
+    ({"steps": 4, "eta": 1.0, "save_at": [0.3, 1.0]}, OptionError, "0.3, between two steps"),
     ({"steps": 4, "t": (1.0, 0.5)}, TimeError, "sigma is 0"),
     ({"steps": 4, "t": (0.9, 0.5), "eta": 0.5}, OptionError, "the other way"),
 ]
