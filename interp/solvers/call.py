@@ -85,8 +85,8 @@ def solve(
             of the noise; renoise=True of map, which maps to the data and noises back;
             data_hook(t, D) -> D of semi-linear samplers, which put every data estimate
             through it and so change the marginals, see `interp.hooks`; step_size, save_every, adapt
-            (steps that look for a step size first), friction (underdamped), leapfrog (hmc) and levels
-            (annealed) of chains.
+            (steps that look for a step size first, from step_size or from 1), friction (underdamped),
+            leapfrog (hmc) and levels (annealed) of chains.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
