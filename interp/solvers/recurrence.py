@@ -129,11 +129,11 @@ def written(
     """The programme of a sampler, and what makes states between its steps.
 
     The last ones on paths that do not change are kept: making one takes about as long as running it on one
-    row, and batch after batch asks for the same.
+    row, and batch after batch asks for the same. Not those with a coefficient an element, which are large.
     """
     path, options = term.path, request.options
     plain = all(isinstance(v, (str, float, int)) for v in options.values())
-    keep = path.constant and plain and not transforming()
+    keep = path.constant and not path.element and plain and not transforming()
     clean = ending.wanted(term, request.ends, options)
     given = tuple((name, type(v), v) for name, v in options.items()) if keep else options.items()
     make = _kept if keep else _written
@@ -165,7 +165,7 @@ def _written(
     return programme, between
 
 
-_kept = functools.lru_cache(maxsize=16)(_written)
+_kept = functools.lru_cache(maxsize=8)(_written)
 
 
 def programme_for(
