@@ -11,11 +11,17 @@ which is exact where x1 is Gaussian. The covariance may be coarser than C:
                  (pseudo-inverse guidance)
     "none"       0: the likelihood of Chung, Kim, Mccann, Klasky, Ye, 2209.14687 (DPS), whose own steps are
                  besides divided by |y - A D|
+
+C is symmetric and positive, and that of a network is only about so: sigma^2 / beta times the slope of its
+errors. What is not is mended in the space of measurements, S being s^2 + |A C A^T| of its symmetric part.
+Without that S is near 0 in some directions, and the guidance near infinite. Of digits whose upper halves
+were given to a network of 1500 steps with s = 0.1, where A C A^T had eigenvalues down to -1.9 at t = 0.05,
+65 % left [-2, 2] by conjugate gradients with S as it came, and with this 1.5 %, at an error of 0.36 a pixel
+("isotropic": 20 % and 0.49).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,14 +88,14 @@ class Posterior(Shifted):
             return out
 
         def apply(y: Tensor) -> Tensor:
-            """(s^2 + A C A^T) y; C is symmetric, so (dD/dx)^T does for dD/dx."""
+            """(s^2 + A C A^T) y; of C counts the symmetric part, so (dD/dx)^T does for dD/dx."""
             spoilt = self.noise**2 * y
             if self.covariance == "none":
                 return spoilt
             moved = back(y, at, found) if self.covariance == "exact" else back(y, data, found)
             return spoilt + self.operator(variance * moved)
 
-        weighed = _solved(apply, rest, self.iterations)
+        weighed = _solved(apply, rest, self.noise**2, self.iterations)
         return own + spread(q, own) * back(weighed, at, found)
 
     def _measured(self, found: Tensor) -> Tensor:
@@ -137,7 +143,8 @@ def posterior(
         measurement: y, one for all rows or one a row.
         noise: its standard deviation, > 0, in units of the data.
         covariance: "exact", "isotropic" or "none"; see `interp.guidance.inverse`.
-        iterations: of conjugate gradients; exact where a row has no more measurements than that.
+        iterations: the size of the space that S is inverted in, a gradient each; exact where a row has no
+            more measurements than that.
         view: what the model returns; None is its own, or else the velocity.
         time: what the model is told; see `interp.Interpolant.ode`.
         interval: guide only at the times t from the first to the second, as `interp.guide` does.
@@ -157,24 +164,42 @@ def posterior(
     )
 
 
-def _solved(apply: Operator, y: Tensor, iterations: int) -> Tensor:
-    """The solution u of apply(u) = y of every row, by conjugate gradients (Hestenes, Stiefel 1952)."""
+def _solved(apply: Operator, y: Tensor, least: float, iterations: int) -> Tensor:
+    """u with S u = y, ``apply`` being S, in the space of y, S y, S^2 y, ... of each row.
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return spread((a * b).reshape(len(a), -1).sum(1), a)
-
-    u, rest = torch.zeros_like(y), y
-    direction, size = rest, dot(rest, rest)
-    enough = size * torch.finfo(y.dtype).eps ** 2
-    for _ in range(min(iterations, math.prod(y.shape[1:]))):
-        image = apply(direction)
-        curvature = dot(direction, image)
-        # A row that has arrived stays where it is.
-        step = torch.where((size > enough) & (curvature > 0), size / curvature, 0.0)
-        u, rest = u + step * direction, rest - step * image
-        after = dot(rest, rest)
-        direction = rest + torch.where(size > enough, after / size, 0.0) * direction
-        size = after
-        if not bool((size > enough).any()):
+    Of S counts its symmetric part there, with eigenvalues least + |eigenvalue - least|. Where S is
+    symmetric and nowhere below ``least`` these are the iterates of conjugate gradients; else still
+    |u| <= |y| / least.
+    """
+    b = y.flatten(1)
+    start = torch.linalg.vector_norm(b, dim=1, keepdim=True)
+    basis = [_unit(b, start, 0.0)]
+    images: list[Tensor] = []
+    while True:
+        images.append(apply(basis[-1].reshape(y.shape)).flatten(1))
+        if len(images) >= min(iterations, b.shape[1]):
             break
+        rest, q = images[-1], torch.stack(basis, 2)
+        for _ in range(2):  # twice is enough (Parlett 1980)
+            rest = rest - (q @ (q.mT @ rest.unsqueeze(2))).squeeze(2)
+        size = torch.linalg.vector_norm(images[-1], dim=1, keepdim=True)
+        basis.append(_unit(rest, torch.linalg.vector_norm(rest, dim=1, keepdim=True), size))
+        if not bool(basis[-1].any()):
+            basis.pop()
+            break
+    q = torch.stack(basis, 2)
+    small = q.mT @ torch.stack(images, 2)
+    finite = small.isfinite().all((1, 2), keepdim=True)  # no eigenvalues, but a row for the solver
+    wide = torch.promote_types(y.dtype, torch.float32)
+    values, vectors = torch.linalg.eigh(torch.where(finite, small + small.mT, 0.0).to(wide) / 2)
+    values = least + (values - least).abs()
+    begun = torch.nn.functional.pad(start, (0, q.shape[2] - 1)).to(wide).unsqueeze(2)
+    found = vectors @ ((vectors.mT @ begun) / values.unsqueeze(2))
+    u: Tensor = (q @ torch.where(finite, found, torch.nan).to(y.dtype)).reshape(y.shape)
     return u
+
+
+def _unit(v: Tensor, size: Tensor, beside: Tensor | float) -> Tensor:
+    """``v`` over its ``size``; 0 where that is rounding ``beside`` another."""
+    there = size > 100 * torch.finfo(v.dtype).eps * beside
+    return torch.where(there, v / torch.where(there, size, 1.0), 0.0)

@@ -151,6 +151,40 @@ def test_one_measurement_a_row_and_images():
     torch.testing.assert_close(out[..., 2:], D[..., 2:], rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.floats(0.05, 0.95), st.floats(0.02, 1.0))
+def test_a_slope_that_is_no_covariance_counts_by_the_size_of_its_symmetric_part(
+    seed, measured, t, noise
+):
+    path = PATHS["linear"]
+    generator = torch.Generator().manual_seed(seed)
+    slope = torch.randn(6, 6, generator=generator, dtype=F64)  # neither symmetric nor positive
+    a = torch.randn(measured, 6, generator=generator, dtype=F64)
+    x, y = torch.randn(4, 6, generator=generator, dtype=F64), torch.ones(measured, dtype=F64)
+    model = guidance.posterior(
+        lambda t, x: x @ slope.T, path, lambda x: x @ a.T, y, noise, view="data"
+    )
+    gain = (1 - t) ** 2 / t  # sigma^2 / beta
+    values, vectors = torch.linalg.eigh(gain * a @ (slope + slope.T) @ a.T / 2)
+    S = vectors @ torch.diag(noise**2 + values.abs()) @ vectors.T
+    data = x @ slope.T
+    exact = data + gain * torch.linalg.solve(S, (y - data @ a.T).T).T @ a @ slope
+    # Five dimensions by Krylov's space: its basis is as good as S's condition, at most 1e7, allows.
+    scale = (exact - data).norm() + data.norm()
+    assert (model(torch.tensor(t, dtype=F64), x) - exact).norm() < 1e-6 * scale
+
+
+def test_a_row_that_is_not_finite_spoils_no_other():
+    path, y = PATHS["linear"], torch.zeros(2)
+    model = guidance.posterior(lambda t, x: x**2, path, lambda x: x[..., :2], y, 0.1, view="data")
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    alone = model(torch.tensor(0.5), x[[0, 2]])
+    x[1] = torch.inf
+    found = model(torch.tensor(0.5), x)
+    assert not found[1].isfinite().any()
+    torch.testing.assert_close(found[[0, 2]], alone)
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_exact_classifier_gives_the_exact_conditional_model(view):
     path = PATHS["vp"]
