@@ -66,6 +66,7 @@ class GAN(Family):
         dense: what of these is another for MLPs made here.
         betas: of Adam.
         batch_norm: whether networks made here normalise batches.
+        critic_activation: of a critic that is an MLP made here.
     """
 
     name = "gan"
@@ -83,6 +84,7 @@ class GAN(Family):
     dense: ClassVar[Common] = {"lr": 1e-3}
     betas: tuple[float, float] = (0.5, 0.999)
     batch_norm: ClassVar[bool] = False
+    critic_activation: ClassVar[type[nn.Module]] = nn.SiLU
 
     def __init__(
         self,
@@ -101,9 +103,11 @@ class GAN(Family):
             "generator": lambda kind: _bounded(
                 networks.between(kind, (size,), shape, width, norm), shape
             ),
-            "critic": lambda kind: networks.between(kind, shape, (1,), width, norm),
+            "critic": lambda kind: networks.between(
+                kind, shape, (1,), width, norm, self.critic_activation
+            ),
         }
-        (generator, critic), kind = networks.several(network, shape, makers)
+        (generator, critic), kind = networks.several(network, shape, makers, width)
         config = {
             "network": kind, "latent": size, "critic_steps": self.critic_steps, "width": width,
         }  # fmt: skip
@@ -213,8 +217,9 @@ class WGAN(GAN):
     """The critic's weights in [-clip, clip]. Options as of `GAN`, and:
 
     The authors' code takes 100 critic steps for each of the first 25 of the generator and for every 500th;
-    that is left out. Cut weights make a critic of few shapes (Gulrajani et al., section 3), from which the
-    generator learns slowly: of the families here this one wants most steps.
+    that is left out. Cut weights make a critic of few shapes (Gulrajani et al., section 3), and in an MLP of
+    smooth activations nearly a line, as small weights keep each layer near 0: made here it has rectifiers,
+    as in the paper, whose shape does not depend on their scale.
 
     Args:
         shape, network, common: as of `GAN`.
@@ -224,7 +229,8 @@ class WGAN(GAN):
 
     name = "wgan"
     defaults: ClassVar[Common] = {"latent": 100, "critic_steps": 5, "lr": 5e-5}
-    dense: ClassVar[Common] = {"lr": 5e-4}
+    dense: ClassVar[Common] = {"lr": 2e-3}
+    critic_activation: ClassVar[type[nn.Module]] = nn.ReLU
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ from .path_family import Common, PathFamily
 from .protocol import Batch, Objective
 
 _TAUGHT = ("cd", "scd")
+_LEVELLED = ("ict", "ct")
 
 
 class Consistency(FewStep):
@@ -79,8 +80,9 @@ class Consistency(FewStep):
         common: see `adapters.path_family.Common`; ``times`` is the law of t.
 
     Raises:
-        OptionError: a path without a Gaussian base; cd or scd without a teacher, a teacher that is no
-            network on a path, is of another shape or not asked for; and as `PathFamily`.
+        OptionError: a path without a Gaussian base; ``finest`` for another recipe than ict and ct; cd or
+            scd without a teacher, a teacher that is no network on a path, is of another shape or not asked
+            for; and as `PathFamily`.
         UnknownName: a recipe that does not exist.
     """
 
@@ -109,6 +111,12 @@ class Consistency(FewStep):
         chosen = default if path is None else as_path(path)
         if finest is not None:
             whole("finest", finest, 10)
+        if recipe not in _LEVELLED:
+            self.refuse_idle(
+                f"recipe={recipe!r} has no number of levels that grows. Leave it out, or take recipe="
+                f"{' or '.join(map(repr, _LEVELLED))}.",
+                finest=finest,
+            )
         _check(chosen, recipe, teacher)
         told = "edm" if _levels_finite(chosen) and not self.continuous else "angle"
         kind = "trigflow" if self.continuous else "edm"

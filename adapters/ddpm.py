@@ -29,6 +29,9 @@ from .protocol import Batch, ExactModel, Losses
 VARIANCES = ("fixedsmall", "fixedlarge", "learned")
 OBJECTIVES = ("simple", "vlb", "hybrid")
 
+#: What of `Common` L_simple alone has.
+_OF_SIMPLE = ("weight", "times", "coupling")
+
 #: What `solve` calls them; a run by it with a learned variance takes the smaller fixed one.
 _SIZES = {"fixedsmall": "small", "fixedlarge": "large", "learned": "small"}
 
@@ -51,7 +54,8 @@ class DDPM(PathFamily):
 
     Raises:
         UnknownName: a table, prediction, variance or objective that does not exist.
-        OptionError: an objective that does not train the variance, or one without a variance to train.
+        OptionError: an objective that does not train the variance, or one without a variance to train; a
+            weight, law of times or coupling for another objective than "simple".
     """
 
     name = "ddpm"
@@ -89,7 +93,15 @@ class DDPM(PathFamily):
                     else 'the bound trains a variance. Take variance="learned", or objective="simple".'
                 )
             )
+        if objective != "simple":
+            self.refuse_idle(
+                f"objective={objective!r} draws k evenly and fresh noise, and the bound has its own weights. "
+                'Leave it out, or take objective="simple".',
+                **{name: value for name, value in common.items() if name in _OF_SIMPLE},
+            )
         named = isinstance(table, str)
+        if not named and steps != len(table):
+            self.refuse_idle(f"the table has {len(table)} betas. Leave it out.", steps=steps)
         path = schedules.from_betas(table, whole("steps", steps, 1) if named else None)
         own = {
             "table": table if named else list(table), "steps": steps, "prediction": prediction,

@@ -113,8 +113,9 @@ class DiffFlow(Family):
         self._check_noise(real("g", g), real("noise", noise))
         whole("particles", particles, 1)
         whole("steps", steps, 1)
-        made, kind = networks.resolve("mlp" if network is None else network, shape, width=width)
-        judge, judged = potential(logit, shape, width)
+        widths = networks.widths(width, network, logit)
+        made, kind = networks.resolve("mlp" if network is None else network, shape, width=widths[0])
+        judge, judged = potential(logit, shape, widths[1])
         config = {
             "network": kind, "logit": judged, "g": g, "noise": noise, **numbers,
             "particles": particles, "steps": steps, "width": width,

@@ -110,6 +110,11 @@ class EnergyMatching(Family):
                 f"cutoff={cutoff} and contrast_share={contrast_share} do not fit. Give a cutoff in "
                 "(0, 1] and a share in [0, 1)."
             )
+        if contrast_share == 0:
+            self.refuse_idle(
+                "contrast_share=0 leaves the contrast out. Leave it out too, or give a share.",
+                contrast=contrast, negatives=negatives, chain_steps=chain_steps, clamp=clamp,
+            )  # fmt: skip
         given("coupling", coupling)
         real("until", until, 1.0)
         whole("negatives", negatives, 2)

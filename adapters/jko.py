@@ -135,7 +135,6 @@ class JKO(Family):
         if h is not None:
             positive("h", h)
         shape = checked_shape(shape)
-        r1 = real("r1", float(len(shape) == 3) if r1 is None else r1)
         whole("maps", maps, 1)
         whole("critic_steps", critic_steps, 1)
         if network == "convex" and one_map:
@@ -143,13 +142,23 @@ class JKO(Family):
                 'one_map=True learns the composition of all steps, and network="convex" a gradient, which '
                 "that is not. Give one_map=False, or another network."
             )
+        widths = networks.widths(width, network, critic)
         made, kind = networks.resolve(
             "mlp" if network is None else network,
             shape,
-            width=width,
+            width=widths[0],
             more={"convex": ConvexGradient},
         )
-        judge, judged = potential(critic, shape, width)
+        judge: nn.Module | None = None
+        judged: str | None = None
+        if functional == "mmd":
+            self.refuse_idle(
+                'functional="mmd" has no critic. Leave it out, or take another functional.',
+                critic=critic, critic_steps=critic_steps, r1=r1,
+            )  # fmt: skip
+        else:
+            judge, judged = potential(critic, shape, widths[1])
+            r1 = real("r1", float(len(shape) == 3) if r1 is None else r1)
         config = {
             "network": kind, "critic": judged, "functional": functional, "h": h, "maps": maps,
             "one_map": one_map, "semi_dual": semi_dual, "critic_steps": critic_steps, "r1": r1,
@@ -158,12 +167,12 @@ class JKO(Family):
         super().__init__(shape, config, lr=lr)
         self.h = math.prod(self.shape) / 2 if h is None else h
         self.functional, self.semi_dual = functional, semi_dual
-        self.critic_steps, self.steps, self.r1 = critic_steps, maps, r1
+        self.critic_steps, self.steps, self.r1 = critic_steps, maps, r1 or 0.0
         copies = 1 if one_map else maps
         self.networks = nn.ModuleList(
             made if k == 0 else copy.deepcopy(made) for k in range(copies)
         )
-        self.critic = None if functional == "mmd" else judge
+        self.critic = judge
         # The one map as the step before left it; part of the state, so that a run resumes.
         self.last = copy.deepcopy(made).requires_grad_(False) if one_map else None
         self.register_buffer("phase", torch.zeros((), dtype=torch.int64))

@@ -98,6 +98,12 @@ class LatentDiffusion(Family):
                 "out (classes=null), or take a prior with as many."
             )
         ready = ready if trained is None else bool(trained)
+        if ready:
+            self.refuse_idle(
+                "the autoencoder is trained, and training has no first phase. Leave it out, or give "
+                "trained=False.",
+                share=share,
+            )
         options = {"name": second.name, **second.config}
         config = {
             "network": options.pop("network", None), "prior": options,
@@ -293,6 +299,12 @@ def _made(role: str, given: Named, shape: Sequence[int], told: Mapping[str, Any]
         for key, value in told.items()
         if value is not None and (known is None or key in ("network", *known))
     }
+    for key in told.keys() & options.keys():
+        if told[key] != options[key]:
+            raise OptionError(
+                f"{key}={told[key]!r} has no effect: the {role} was told {key}={options[key]!r}. Leave out "
+                "one of the two."
+            )
     options = {**told, **options}
     options["shape"] = tuple(options.get("shape", shape))
     if options["shape"] != tuple(shape):

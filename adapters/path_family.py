@@ -134,6 +134,11 @@ class PathFamily(Family):
             raise OptionError(
                 f"label_dropout is {options['label_dropout']}. Give a share in [0, 1)."
             )
+        if classes is None:
+            self.refuse_idle(
+                "the model has no labels to hide. Give classes=..., or leave it out.",
+                label_dropout=options["label_dropout"],
+            )
         if levels is not None:
             level_width(levels)
         if not (path.gaussian_base or own_base):
@@ -156,6 +161,11 @@ class PathFamily(Family):
         self.regression = Regression(path, view, time=time, **loss)
         self.prepares = 0 if options["coupling"] is None else 2
         self.label_dropout, self.levels = options["label_dropout"], levels
+
+    @classmethod
+    def usual(cls) -> dict[str, Any]:
+        """The options' defaults, by name: the family's own and those in `Common`."""
+        return {**super().usual(), **_COMMON, **cls.defaults}
 
     def exact(self) -> ExactModel:
         """The view of the path under the coupling that its network is regressed on."""

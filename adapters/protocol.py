@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -65,6 +66,26 @@ class Family(nn.Module):
                 f"the config of {type(self).__name__} cannot be written as JSON: {error}. "
                 "Keep numbers, strings, lists and mappings in it."
             ) from error
+
+    @classmethod
+    def usual(cls) -> dict[str, Any]:
+        """The options' defaults, by name."""
+        given = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in given if p.default is not p.empty}
+
+    @classmethod
+    def refuse_idle(cls, why: str, **given: object) -> None:
+        """Refuse options that the others leave without effect.
+
+        One at its usual value counts as not given, so that a config makes its family again.
+
+        Raises:
+            OptionError: names the first, and ``why``, which is to say what to do.
+        """
+        usual = cls.usual()
+        for option, value in given.items():
+            if value != usual[option]:
+                raise OptionError(f"{option}={value!r} has no effect: {why}")
 
     # The five verbs
 

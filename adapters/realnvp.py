@@ -77,9 +77,15 @@ class RealNVP(Family):
             level_width(levels)
         if width is not None:
             whole("width", width, 1)
+        if levels is None:
+            self.refuse_idle(
+                "it is of the logit of grey levels, and levels is None. Give levels=..., such as 256, or "
+                "leave it out.",
+                margin=margin,
+            )
         count = whole("layers", layers, 1)
         makers = {f"layer {k}": lambda kind: _made(kind, shape, width) for k in range(count)}
-        made, kind = networks.several(network, shape, makers)
+        made, kind = networks.several(network, shape, makers, width)
         config = {
             "network": kind, "layers": count, "levels": levels, "margin": margin, "width": width,
         }  # fmt: skip

@@ -52,6 +52,11 @@ class RectifiedFlow(PathFamily):
         self.reflows, self.distil = whole("reflows", reflows, 0), bool(distil)
         self.pairs = whole("pairs", pairs, 1)
         self.pair_steps = whole("pair_steps", pair_steps, 1)
+        if not (self.reflows or self.distil):
+            self.refuse_idle(
+                "reflows=0 without distil makes no pairs. Leave it out, or give reflows=1.",
+                pairs=pairs, pair_steps=pair_steps,
+            )  # fmt: skip
         own = {"reflows": reflows, "distil": distil, "pairs": pairs, "pair_steps": pair_steps}
         super().__init__(shape, network, schedules.linear(), own, **common)
         # The flow that made the pairs of the phase; part of the state, so that a run resumes.

@@ -76,7 +76,8 @@ class SchroedingerBridge(PathFamily):
 
     Raises:
         UnknownName: another method or base.
-        OptionError: a sigma that is not positive, "i2sb" without pairs, or a coupling.
+        OptionError: a sigma that is not positive, "i2sb" without pairs, a coupling or a weight,
+            which are the method's, or options of "dsbm" for another method.
     """
 
     name = "schroedinger_bridge"
@@ -105,6 +106,15 @@ class SchroedingerBridge(PathFamily):
             raise OptionError(
                 "the plan between the ends is the method's own, and a coupling was given too. Leave it out."
             )
+        if "weight" in common:
+            self.refuse_idle(
+                "the bridge's losses have their own weights. Leave it out.", weight=common["weight"]
+            )
+        if method != "dsbm":
+            self.refuse_idle(
+                f"method={method!r} simulates no pairs. Leave it out, or take method='dsbm'.",
+                iterations=iterations, simulation_steps=simulation_steps,
+            )  # fmt: skip
         given = sigma
         if sigma is None:
             sigma = I2SB_SIGMA if method == "i2sb" else 1.0

@@ -83,6 +83,12 @@ class ScoreMatching(PathFamily):
     ) -> None:
         if objective not in OBJECTIVES:
             raise UnknownName.of("objective", objective, OBJECTIVES)
+        if objective != "denoising":
+            self.refuse_idle(
+                f"objective={objective!r} has its own weight and adds fresh noise to each row. Leave it out, "
+                'or take objective="denoising".',
+                **{name: value for name, value in common.items() if name in ("weight", "coupling")},
+            )
         if not 0 < sigma_min < sigma_max < math.inf:
             raise OptionError(
                 f"the levels go from sigma_min={sigma_min} to sigma_max={sigma_max}. Give two positive "

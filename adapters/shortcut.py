@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
@@ -32,9 +32,12 @@ class Shortcut(FewStep):
     of the network, and x and the target are cut to +-4. A step of 1/128 counts as none: the network is told
     d = 0, and Euler's method is its finest sampler. In 1, 2, 4, ... steps every step size was trained.
 
-    The defaults are the paper's (table 3 and its code): an eighth of the rows, an average of decay 0.999,
-    AdamW with weight decay 0.1. Theirs told log2(1/d); ours is told d, by sines and cosines. Theirs
-    guided the targets with labels; here guidance is at sampling alone.
+    The defaults are the paper's (table 3 and its code): an eighth of the rows, AdamW with weight decay 0.1.
+    Theirs told log2(1/d); ours is told d, by sines and cosines. Theirs guided the targets with labels; here
+    guidance is at sampling alone. Ours, for short runs: the average has a decay of 0.95, not 0.999. What one
+    step does is learned from two, these from four, down to 128, and each of these targets lags as long as the
+    average remembers: with theirs and lr 1e-3, half of the present one, samples of digits by one step after
+    1500 steps were recognised in 18 of 100 cases, not in 28.
 
     Args:
         shape, network: as for every `PathFamily`; the network is ``network(t, r, x[, label])``, r = t + d.
@@ -50,7 +53,6 @@ class Shortcut(FewStep):
     """
 
     name = "shortcut"
-    defaults: ClassVar[Common] = {"lr": 1e-3}
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Shortcut(FewStep):
         path: Interpolant | str | Mapping[str, object] = "linear",
         sections: int = 128,
         share: float = 0.125,
-        decay: float = 0.999,
+        decay: float = 0.95,
         clip: float = 4.0,
         **common: Unpack[Common],
     ) -> None:
@@ -74,6 +76,10 @@ class Shortcut(FewStep):
                 f"share={share}, decay={decay} and clip={clip} do not fit. Give a share in [0, 1], a decay "
                 "in [0, 1) and a positive clip."
             )
+        if share == 0:
+            self.refuse_idle(
+                "share=0 has no rows of two steps. Leave it out, or give a share.", decay=decay, clip=clip
+            )  # fmt: skip
         own = {"sections": sections, "share": share, "decay": decay, "clip": clip}
         super().__init__(
             shape, network, path, {"path": path.config, **own}, embedding={"times": 2}, **common

@@ -102,7 +102,7 @@ class VAE(Family):
             "encoder": lambda kind: networks.between(kind, shape, (2 * z[0], *z[1:]), width),
             "decoder": lambda kind: networks.between(kind, z, shape, width),
         }
-        (encoder, decoder), kind = networks.several(network, shape, makers)
+        (encoder, decoder), kind = networks.several(network, shape, makers, width)
         config = {
             "network": kind, "latent": list(z), "beta": beta, "likelihood": likelihood,
             "sigma": sigma, "levels": levels, "width": width,

@@ -16,7 +16,7 @@ from interp.arguments import whole
 from interp.errors import OptionError, UnknownName
 
 from ..arguments import checked_shape
-from .between import Dense, Level, between, chosen, several
+from .between import Dense, Level, between, chosen, own_width, several
 from .dit import DiT
 from .mlp import MLP
 from .two_times import TwoTimes
@@ -35,6 +35,7 @@ __all__ = [
     "evaluating",
     "resolve",
     "several",
+    "widths",
 ]
 
 _KINDS: dict[str, type[MLP] | type[UNet] | type[DiT]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
@@ -78,6 +79,7 @@ def resolve(
         if size is not None:
             whole(name, size, 1)
     if isinstance(network, nn.Module):
+        own_width(width)
         return network, f"{_OWN}{type(network).__module__}.{type(network).__qualname__}"
     kind = default(shape) if network is None else network
     if isinstance(kind, str) and kind.startswith(_OWN):
@@ -95,6 +97,18 @@ def resolve(
         shape, classes=classes, outputs=outputs, times=times, fastest=fastest, **options
     )
     return (TwoTimes(made) if times == 2 else made), kind
+
+
+def widths(width: int | None, *asked: object) -> list[int | None]:
+    """The width for each of several networks ``asked`` for: None for those that are the user's own.
+
+    Raises:
+        OptionError: a width where all are.
+    """
+    own = [isinstance(one, nn.Module) for one in asked]
+    if all(own):
+        own_width(width)
+    return [None if is_own else width for is_own in own]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ def several(
     network: Sequence[nn.Module] | str | None,
     shape: Shape,
     makers: Mapping[str, Callable[[str], nn.Module]],
+    width: int | None = None,
 ) -> tuple[list[nn.Module], str]:
     """The networks that a family was given or is to make, and what a config calls them.
 
@@ -31,11 +32,12 @@ def several(
             for images.
         shape: of one data point.
         makers: what makes each network of a kind, by its part in the family.
+        width: of those that are made, which the user's own have already.
 
     Raises:
         UnknownName: a kind that does not exist.
-        OptionError: another number of networks, or the config of a family whose networks were the
-            user's own.
+        OptionError: another number of networks, a width beside the user's own, or the config of a family
+            whose networks were.
     """
     if isinstance(network, str) and network.startswith(_OWN):
         raise OptionError(
@@ -47,6 +49,7 @@ def several(
         if kind not in KINDS:
             raise UnknownName.of("network", kind, KINDS)
         return [make(kind) for make in makers.values()], kind
+    own_width(width)
     own: list[nn.Module] = list(network)
     if len(own) != len(makers) or not all(isinstance(part, nn.Module) for part in own):
         raise OptionError(
@@ -54,6 +57,19 @@ def several(
             f"nn.Module each for {', '.join(makers)}, in this order, or the name of a kind."
         )
     return own, _OWN + " ".join(type(part).__qualname__ for part in own)
+
+
+def own_width(width: int | None) -> None:
+    """Refuse a width for networks that are not made here.
+
+    Raises:
+        OptionError: there is one.
+    """
+    if width is not None:
+        raise OptionError(
+            f"width={width} has no effect: it is of networks made here, and these are your own. Leave it "
+            'out, or name a kind of network, such as "mlp".'
+        )
 
 
 def chosen(network: Sequence[nn.Module] | str | None, shape: Shape) -> str:
@@ -64,9 +80,12 @@ def chosen(network: Sequence[nn.Module] | str | None, shape: Shape) -> str:
 
 
 def between(
-    kind: str, source: Shape, target: Shape, width: int | None = None, batch_norm: bool = False
-) -> nn.Module:
+    kind: str, source: Shape, target: Shape, width: int | None = None, batch_norm: bool = False,
+    activation: type[nn.Module] = nn.SiLU,
+) -> nn.Module:  # fmt: skip
     """A network of a ``kind`` from points of shape ``source`` to ``target``; see `Dense`, `Down`, `Up`.
+
+    ``activation`` is of "mlp".
 
     Raises:
         OptionError: "conv" where neither is an image, or images that cannot be halved into the other
@@ -75,7 +94,7 @@ def between(
     if width is not None:
         whole("width", width, 1)
     if kind == "mlp":
-        return Dense(source, target, width or 256, batch_norm=batch_norm)
+        return Dense(source, target, width or 256, batch_norm=batch_norm, activation=activation)
     ends = [shape for shape in (source, target) if len(shape) == 3]
     if not ends:
         raise _no_image(source, target)
@@ -93,11 +112,12 @@ class Dense(nn.Module):
         depth: how many there are.
         still: whether the last layer starts at zero.
         batch_norm: after each hidden layer but the first.
+        activation: after each hidden layer.
     """
 
     def __init__(
         self, source: Shape, target: Shape, width: int = 256, depth: int = 3, still: bool = False,
-        batch_norm: bool = False,
+        batch_norm: bool = False, activation: type[nn.Module] = nn.SiLU,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape = tuple(target)
@@ -105,7 +125,7 @@ class Dense(nn.Module):
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
             norm = [nn.BatchNorm1d(b)] if batch_norm and layers else []
-            layers += [nn.Linear(a, b), *norm, nn.SiLU()]
+            layers += [nn.Linear(a, b), *norm, activation()]
         last = nn.Linear(sizes[-1], math.prod(target))
         self.layers = nn.Sequential(*layers, zero(last) if still else last)
 

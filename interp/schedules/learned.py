@@ -129,8 +129,7 @@ def learned(
 
     Gradients flow through `at`, `rate`, `log_snr`, `between` and what is made of them, from a loss or
     from the end of a solve (backend="torch"). A family that holds the path has its weights among its
-    own, so that they are trained, averaged and saved with it. At first the path is ``base`` (nearly
-    so with a network).
+    own, so that they are trained, averaged and saved with it. At first the path is ``base``.
 
     Args:
         base: the path whose curve and end points it has, or its name.

@@ -128,3 +128,55 @@ def test_every_weight_of_an_energy_has_a_slope():
     family = made("energy_matching")
     sum(family.loss(X).values()).backward()
     assert all(p.grad is not None for p in family.parameters())
+
+
+class Net(torch.nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, t, x, label=None):
+        return self.layer(x)
+
+
+IDLE = [  # options, the last of which the others leave without effect
+    ("consistency", {"recipe": "ect", "finest": 40}),
+    ("consistency", {"recipe": "sct", "finest": 40}),
+    ("ddpm", {"variance": "learned", "weight": "snr"}),
+    ("ddpm", {"variance": "learned", "times": "uniform"}),
+    ("ddpm", {"variance": "learned", "objective": "vlb", "coupling": "optimal_transport"}),
+    ("ddpm", {"table": [0.1, 0.2], "steps": 7}),
+    ("diffflow", {"network": Net(), "logit": Net(), "width": 8}),
+    ("energy_matching", {"contrast_share": 0.0, "negatives": 8}),
+    ("flow_matching", {"label_dropout": 0.2}),
+    ("flow_matching", {"network": Net(), "width": 8}),
+    ("gan", {"network": (Net(), Net()), "width": 8}),
+    ("jko", {"functional": "mmd", "critic_steps": 3}),
+    ("jko", {"functional": "mmd", "critic": "mlp"}),
+    ("latent_diffusion", {"autoencoder": {"name": "vae", "levels": 17}, "levels": 16}),
+    ("latent_diffusion", {"prior": {"name": "ddpm", "lr": 1e-3}, "lr": 2e-3}),
+    ("latent_diffusion", {"trained": True, "share": 0.3}),
+    ("meanflow", {"power": 0.0, "c": 1.0}),
+    ("realnvp", {"margin": 0.1}),
+    ("rectified_flow", {"reflows": 0, "pairs": 100}),
+    ("schroedinger_bridge", {"weight": "snr"}),
+    ("schroedinger_bridge", {"iterations": 2}),
+    ("score_matching", {"objective": "sliced", "weight": "simple"}),
+    ("shortcut", {"share": 0.0, "clip": 2.0}),
+    ("vae", {"network": (Net(), Net()), "width": 8}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), IDLE)
+def test_an_option_without_effect_is_refused_and_without_it_the_config_makes_the_family_again(
+    name, options
+):
+    idle = list(options)[-1]
+    with pytest.raises(OptionError, match=rf"^{idle}=.* has no effect: .*"):
+        adapters.create(name, (2,), **options)
+    options = {k: v for k, v in options.items() if k != idle}
+    family = adapters.create(name, (2,), **options)
+    if not any(isinstance(v, (torch.nn.Module, tuple)) for v in options.values()):
+        assert adapters.create(name, **family.config).config == family.config

@@ -306,8 +306,8 @@ def test_a_linear_model_trained_by_each_method_reaches_the_closed_form(method):
     torch.manual_seed(0)
     heads, base = (2 if method == "sf2m" else 1), "pairs" if method == "i2sb" else "normal"
     f = adapters.create(
-        "schroedinger_bridge", (1,), Line(heads), method=method, base=base, lr=0.05, iterations=2,
-        sigma=None if method == "i2sb" else SIGMA, simulation_steps=20,
+        "schroedinger_bridge", (1,), Line(heads), method=method, base=base, lr=0.05,
+        sigma=None if method == "i2sb" else SIGMA, **({"iterations": 2} if method == "dsbm" else {}),
     )  # fmt: skip
     c = 0.3 if method == "i2sb" else C
     x0, x1 = (x.float() for x in pairs(20_000, c=c, seed=5))
