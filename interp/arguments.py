@@ -183,12 +183,11 @@ def real(name: str, value: object, low: float = 0.0) -> float:
     Raises:
         OptionError: anything else.
     """
-    if type(value) is float and math.isfinite(value) and value >= low:
-        return value
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or float(value) < low:  # type: ignore[arg-type]
-        raise OptionError(f"{name}={value!r} does not fit. Give a finite number, {low:g} or more.")
-    return float(value)  # type: ignore[arg-type]
+    number = _finite(value)
+    if not number >= low:
+        limit = "" if low == -math.inf else f", {low:g} or more"
+        raise OptionError(f"{name}={value!r} does not fit. Give a finite number{limit}.")
+    return number
 
 
 def positive(name: str, value: object) -> float:
@@ -197,10 +196,31 @@ def positive(name: str, value: object) -> float:
     Raises:
         OptionError: anything else.
     """
-    number = real(name, value)
-    if number == 0.0:
+    number = _finite(value)
+    if not number > 0.0:
         raise OptionError(f"{name}={value!r} does not fit. Give a positive number.")
     return number
+
+
+def share(name: str, value: object) -> float:
+    """A number in (0, 1].
+
+    Raises:
+        OptionError: anything else.
+    """
+    number = _finite(value)
+    if not 0.0 < number <= 1.0:
+        raise OptionError(f"{name}={value!r} does not fit. Give a share in (0, 1].")
+    return number
+
+
+def _finite(value: object) -> float:
+    """A finite number of any real type; NaN for anything else."""
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return math.nan
+        value = float(value)
+    return value if math.isfinite(value) else math.nan
 
 
 def like(result: object, x: Tensor, who: str) -> Tensor:

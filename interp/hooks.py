@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .arguments import real, spread
+from .arguments import real, share, spread
 from .errors import OptionError
 
 Hook = Callable[[Tensor, Tensor], Tensor]
@@ -41,9 +41,7 @@ def threshold(quantile: float = 0.995) -> Hook:
     Raises:
         OptionError: a quantile outside (0, 1].
     """
-    quantile = real("quantile", quantile)
-    if not 0 < quantile <= 1:
-        raise OptionError(f"quantile={quantile!r} is none. Give a number in (0, 1], e.g. 0.995.")
+    quantile = share("quantile", quantile)
 
     def hook(t: Tensor, data: Tensor) -> Tensor:
         if data.numel() == 0:

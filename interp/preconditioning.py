@@ -17,14 +17,13 @@ D is one function of (x / beta, s): a change of schedule is exact.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import Time, as_time, check_rows, real, spread
+from .arguments import Time, as_time, check_rows, positive, spread
 from .errors import FieldError, OptionError, TimeError, UndeterminedView, UnknownName
 
 if TYPE_CHECKING:
@@ -174,6 +173,4 @@ def precondition(
             "this path was built with gaussian_base=False, and sigma / beta is no noise level there. "
             "Build it with gaussian_base=True."
         )
-    if real("sigma_data", sigma_data) == 0 or math.isinf(sigma_data):
-        raise OptionError("sigma_data=0 is no scale of data. Give their standard deviation.")
-    return Preconditioned(net, path, kind, float(sigma_data), noise)
+    return Preconditioned(net, path, kind, positive("sigma_data", sigma_data), noise)

@@ -5,11 +5,12 @@ uniform on (0, 1). Its weight 1 / (p(t) (high - low)) makes a mean over t ~ p es
 uniform t without bias.
 
 A published law (logit-normal, log-normal in sigma) stands for a weighting of the loss, so that its
-weight is not used unless asked for; `Importance` only lowers the variance, and its weight always is.
+weight is not used unless asked for: on all of (0, 1) it has no variance, since int 1 / p diverges, and
+wants an interval (`within`). `Importance` only lowers the variance, and its weight always is used.
 
 ``stratified`` draws u_i = (u + i / rows) mod 1 from one u: each row is uniform, and together they
 cover (0, 1) evenly, which makes the mean over a batch vary less (the low-discrepancy sampler of
-Kingma, Salimans, Poole, Ho, 2107.00630). Neighbouring rows then have neighbouring
+Kingma, Salimans, Poole, Ho, 2107.00630, "antithetic" in their code). Neighbouring rows then have neighbouring
 times: do not sort a batch by what it holds.
 """
 
@@ -26,7 +27,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import views
-from .arguments import host, real, whole
+from .arguments import host, positive, real, share, whole
 from .errors import OptionError
 from .named import build
 
@@ -265,12 +266,9 @@ class Importance(nn.Module):
     ) -> None:
         super().__init__()
         bins = whole("bins", bins, 1)
-        if not 0 < floor <= 1:
-            raise OptionError(
-                f"floor={floor!r}. Give a share in (0, 1]; without one there is bias."
-            )
-        if not 0 <= keep < 1:
-            raise OptionError(f"keep={keep!r}. Give a share in [0, 1).")
+        floor = share("floor", floor)
+        if not real("keep", keep) < 1:
+            raise OptionError(f"keep={keep!r} does not fit. Give a share in [0, 1).")
         self.bins, self.floor, self.keep, self.stratified = bins, floor, keep, stratified
         self.interval = (0.0, 1.0)
         self.register_buffer("squares", torch.zeros(bins, dtype=torch.float64))
@@ -360,8 +358,7 @@ def _bell(z: Tensor) -> Tensor:
 
 def _check_normal(mean: object, std: object) -> None:
     real("mean", mean, -math.inf)
-    if real("std", std) == 0:
-        raise OptionError("std=0 makes no normal law. Give a positive number.")
+    positive("std", std)
 
 
 def _check_interval(interval: tuple[float, float]) -> None:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from . import views
-from .arguments import real, whole
+from .arguments import positive, real, whole
 from .coefficients import Coefficients
 from .errors import OptionError, ScheduleError
 from .named import build
@@ -97,8 +97,7 @@ def snr() -> Weight:
 
 def min_snr(gamma: float = 5.0) -> Weight:
     """min(SNR, gamma) on data (Hang et al., 2303.09556)."""
-    if real("gamma", gamma) == 0:
-        raise OptionError("gamma=0 leaves no loss. Give a positive number, 5 in the paper.")
+    gamma = positive("gamma", gamma)
     return Weight(lambda lam, rate: torch.clamp(gamma * torch.exp(-lam), max=1.0))
 
 
@@ -108,8 +107,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
     Args:
         sigma_data: sd, the standard deviation of the data.
     """
-    if real("sigma_data", sigma_data) == 0:
-        raise OptionError("sigma_data=0 is no scale of data. Give their standard deviation.")
+    sigma_data = positive("sigma_data", sigma_data)
     return Weight(lambda lam, rate: 1.0 + torch.exp(-lam) / sigma_data**2)
 
 

@@ -347,9 +347,9 @@ def test_loss_by_time_has_means_and_standard_errors():
     lengths = [s[1, 1] - s[0, 1] for s in errors.get_segments()]
     # std([1, 2, 3]) = 1 over sqrt(3), to both sides; one row has no error.
     np.testing.assert_allclose(lengths, [2 / 3**0.5, 0, 0], atol=1e-12)
-    both = plot.loss_by_time({"a": (t, loss), "b": (t, 2 * loss)}, bins=10, log=True).axes[0]
-    assert [text.get_text() for text in both.texts] == ["a", "b"]
-    assert both.get_yscale() == "log"
+    both = plot.loss_by_time({"a": (t, loss), "b": (t, 2 * loss)}, bins=10, log=True)
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["a", "b"]
+    assert both.axes[0].get_yscale() == "log"
 
 
 # Images and films

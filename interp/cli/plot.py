@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..exact import Target
     from ..interpolant import Interpolant
+    from ..solvers import Method
     from ..solvers.result import Solution
 
 _STILL = ("png", "svg", "pdf")
@@ -132,9 +133,12 @@ class Along(Picture):
         from .. import plot
 
         images = len(shape) == 3
-        usual = (
-            (16 if moving else 4) if images else 60 if target.dim == 1 else 300 if moving else 80
-        )
+        if images:
+            usual = 16 if moving else 4
+        elif moving:
+            usual = 60 if target.dim == 1 else 300
+        else:  # a rough path hides more of what is under it
+            usual = (60 if target.dim == 1 else 80) // (5 if self._method().kind == "sde" else 1)
         n = usual if self.n is None else self.n
         if n < 1:
             raise OptionError(f"-n is {n}. Give a whole number, 1 or more.")
@@ -196,12 +200,8 @@ class Along(Picture):
         import torch
 
         from .. import solve
-        from ..solvers import methods
 
-        known = {m.name: m for m in methods()}
-        if self.solver not in known:
-            raise UnknownName.of("solver", self.solver, known)
-        method = known[self.solver]
+        method = self._method()
         steps = self.steps if self.steps is not None or method.adaptive else 100
         stochastic = method.kind == "sde"
         saved = min(frames, steps) if stochastic and steps else frames
@@ -222,6 +222,14 @@ class Along(Picture):
             term, x, method=method.name, steps=steps, seed=self.seed if stochastic else None,
             save_at=times[at] if stochastic else even,
         )  # fmt: skip
+
+    def _method(self) -> Method:
+        from ..solvers import methods
+
+        known = {m.name: m for m in methods()}
+        if self.solver not in known:
+            raise UnknownName.of("solver", self.solver, known)
+        return known[self.solver]
 
     def _size(self, path: Interpolant) -> float | str:
         if self.diffusion == "reverse" and path.gaussian_base:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Generator, Tensor
 
-from ..arguments import positive
+from ..arguments import positive, require_finite
 from ..errors import OptionError
 from .coupling import BatchCoupling, Coupling, Pairs
 from .registry import from_config
@@ -67,6 +67,8 @@ class Conditional(BatchCoupling):
                 "noise and data are paired within each label, and no labels are given. Add a 'label' to "
                 "the batch (labels= to a call of the coupling), or make the family without classes."
             )
+        for name, points in (("x0", x0), ("x1", x1)):  # here the rows are still the caller's
+            require_finite(name, points)
         if self.weight is not None:
             beside = math.sqrt(self.weight) * _features(labels).to(x0.dtype)
             return inner.pairs(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..arguments import positive, real
+from ..arguments import positive, share
 from ..errors import OptionError
 from .assignment import assign
 from .cost import costs, products, squared_distances
@@ -121,9 +121,7 @@ class Partial(BatchCoupling):
     mass: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0.0 < real("mass", self.mass) <= 1.0:
-            raise OptionError(f"mass={self.mass!r} does not fit. Give a share in (0, 1].")
-        object.__setattr__(self, "mass", float(self.mass))
+        object.__setattr__(self, "mass", share("mass", self.mass))
 
     def pairs(
         self, x0: Tensor, x1: Tensor, labels: Tensor | None, generator: Generator | None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import schedules
-from ..arguments import real
+from ..arguments import positive, real
 from ..errors import OptionError, UnknownName, Unsupported
 from ..interpolant import Interpolant
 from ..preconditioning import Preconditioned, precondition
@@ -210,7 +210,7 @@ def _shift(config: Config, mu: float | None, tokens: int | None) -> float | None
         shift = (
             config.get("flow_shift", 1.0) if config.get("use_flow_sigmas") else config.get("shift")
         )
-        return None if shift is None else _positive("shift", shift)
+        return None if shift is None else positive("shift", shift)
     if (mu is None) == (tokens is None):
         raise OptionError(
             "the scheduler has use_dynamic_shifting, so its shift depends on the size of the image. Give "
@@ -224,14 +224,7 @@ def _shift(config: Config, mu: float | None, tokens: int | None) -> float | None
     if kind not in ("exponential", "linear"):
         raise UnknownName.of("time_shift_type", kind, ("exponential", "linear"))
     mu = real("mu", mu, -math.inf)
-    return math.exp(mu) if kind == "exponential" else _positive("mu", mu)
-
-
-def _positive(name: str, value: object) -> float:
-    number = real(name, value)
-    if number == 0:
-        raise OptionError(f"{name}=0 is no factor of the noise level. Give a positive number.")
-    return number
+    return math.exp(mu) if kind == "exponential" else positive("mu", mu)
 
 
 # Networks in the clothes of Karras et al.

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import real
+from ..arguments import positive
 from ..errors import OptionError, UnknownName, Unsupported
 from ..interpolant import Interpolant
 from .given import times_at, timesteps
@@ -95,8 +95,7 @@ def quadratic() -> Spacing:
 
 def beta(a: float = 0.6, b: float = 0.6) -> Spacing:
     """At the quantiles of a Beta(a, b) law: denser at both ends where a, b < 1."""
-    if real("a", a) <= 0 or real("b", b) <= 0:
-        raise OptionError(f"a={a!r} and b={b!r} make no Beta law. Give positive numbers.")
+    a, b = positive("a", a), positive("b", b)
 
     def f(v: Array) -> Array:
         from scipy.special import betaincinv
@@ -108,8 +107,7 @@ def beta(a: float = 0.6, b: float = 0.6) -> Spacing:
 
 def shift(c: float = 3.0) -> Spacing:
     """More of the steps at high noise, for c > 1, as larger images need."""
-    if real("c", c) <= 0:
-        raise OptionError(f"c={c!r} is no shift. Give a positive number.")
+    c = positive("c", c)
     return _in_t("shift", lambda v: c * v / (1 + (c - 1) * v))
 
 
@@ -123,8 +121,8 @@ def _in_noise(
     name: str, levels: Levels, sigma_min: float | None, sigma_max: float | None
 ) -> Spacing:
     for what, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-        if value is not None and real(what, value) <= 0:
-            raise OptionError(f"{what}={value!r} is no noise level. Give a positive number.")
+        if value is not None:
+            positive(what, value)
 
     def place(path: Interpolant | None, ends: Ends, steps: int) -> list[float]:
         path, first, last, backwards = _oriented(name, path, ends)
@@ -169,8 +167,7 @@ def karras(
     rho: float = 7.0, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Spacing:
     """Even in s^(1 / rho)."""
-    if real("rho", rho) <= 0:
-        raise OptionError(f"rho={rho!r} is no power. Give a positive number.")
+    rho = positive("rho", rho)
 
     def levels(top: float, bottom: float, n: int, clean: bool) -> Array:
         a, b = top ** (1 / rho), bottom ** (1 / rho)
@@ -183,8 +180,7 @@ def polyexponential(
     rho: float = 1.0, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Spacing:
     """A power in log s; rho = 1 is `exponential`."""
-    if real("rho", rho) <= 0:
-        raise OptionError(f"rho={rho!r} is no power. Give a positive number.")
+    rho = positive("rho", rho)
 
     def levels(top: float, bottom: float, n: int, clean: bool) -> Array:
         return bottom * np.exp(np.linspace(1.0, 0.0, n) ** rho * math.log(top / bottom))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import views
-from ..arguments import like, real, spread
-from ..errors import OptionError
+from ..arguments import like, positive, real, spread
 from ..interpolant import Interpolant
 from ..terms.model import call
 from .line import check
@@ -33,8 +32,8 @@ class Projected(Shifted):
     ) -> None:
         super().__init__(model, path, view, time)
         check(uncond, scale)
-        if radius is not None and real("radius", radius) == 0:
-            raise OptionError("radius is 0, which guides nothing. Give a positive number, or None.")
+        if radius is not None:
+            radius = positive("radius", radius)
         self.uncond, self.scale = uncond, float(scale)
         self.parallel, self.radius = real("parallel", parallel), radius
 

@@ -9,6 +9,7 @@ import torch
 from ..errors import InterpError, OptionError
 from ..interpolant import Interpolant
 from . import style
+from .curves import names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +35,11 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
     """
     models = getattr(report, "models", (report.a, report.b))  # of families, or the paths themselves
     pair = [getattr(one, "path", one) for one in models]
-    names = [getattr(one, "name", "") or repr(one) for one in (report.a, report.b)]
-    names = [name if len(name) <= 48 else name[:47] + "…" for name in names]
+    both = report.a, report.b
+    if all(isinstance(one, Interpolant) for one in both):
+        names = list(names_of(both))
+    else:
+        names = [getattr(one, "name", "") or repr(one) for one in both]
     drawn = [
         (path, name)
         for path, name in zip(pair, names, strict=True)
@@ -67,7 +71,7 @@ def equivalence(report: PathReport, *, to: style.To | None = None) -> Figure:
             continue
     if inside:
         right.plot(*zip(*inside, strict=True), color=style.INK, linewidth=1.8)
-    verdict = "one" if report.equivalent else f"not one: {report.max_error:.2g} rad apart"
+    verdict = "one model" if report.equivalent else f"not one: {report.max_error:.2g} rad apart"
     if len(drawn) < 2:
         verdict = f"not one: no path of {next(n for n in names if n != drawn[0][1])}"
     style.name_axes(right, x="time of the first", y="time of the second", title=verdict)

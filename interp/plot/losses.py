@@ -97,7 +97,7 @@ def loss_by_time(
     style.name_axes(axes, title="loss, mean and standard error of each bin of t")
     style.time_axis(axes)
     if any(named):
-        label_lines(axes, lines, list(named))
+        style.header(figure, lines, list(named))
     return style.finish(figure, to)
 
 

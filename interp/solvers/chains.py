@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import host, real, transforming, whole
+from ..arguments import host, positive, real, transforming, whole
 from ..errors import OptionError, SolveError, Unsupported
 from ..noise import STREAMS, check_first_row, check_seed, fresh_seed, stream_key
 from ..terms import Cond, Energy
@@ -135,9 +135,7 @@ def _levels(name: str, given: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], 
 def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if "step_size" not in options:
         raise OptionError(f"{name} needs a step size. Give step_size=h, in units of x^2 / U.")
-    step_size = real("step_size", options["step_size"])
-    if step_size == 0:
-        raise OptionError("step_size=0 does not move. Give a positive number.")
+    step_size = positive("step_size", options["step_size"])
     friction = real("friction", options.get("friction", 1.0))
     adapt = whole("adapt", options.get("adapt", 0), 0)
     levels: Sequence[float] = options.get("levels", ())

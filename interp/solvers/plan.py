@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import host, like, real, spread, whole
+from ..arguments import host, like, positive, spread, whole
 from ..errors import OptionError, SolveError
 from ..native import NativeField, NativeModel
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE
@@ -107,9 +107,7 @@ class Request(NamedTuple):
         """Ends and tolerances of an adaptive run."""
         first, most = self.options.get("first_step"), self.options.get("max_steps", 100_000)
         if first is not None:
-            first = real("first_step", first)
-            if first <= 0:
-                raise OptionError(f"first_step={first!r} is not a step. Give a positive number.")
+            first = positive("first_step", first)
         limit = whole("max_steps", most, 1)
         gains = control.gains(self.options.get("controller", "pi"), self.method.error_order)
         norm = control.norm(self.options.get("norm", "rms"))

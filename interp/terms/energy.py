@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import like, real, spread
+from ..arguments import like, positive, spread
 from ..errors import FieldError, OptionError, Unsupported
 from .model import Cond, check_callable
 
@@ -55,17 +55,14 @@ class Energy:
                 check_callable(what, function)
         if self.potential is None and self.gradient is None:
             raise OptionError("an Energy without a potential needs gradient=. Give one of the two.")
-        if real("temperature", self.temperature) == 0:
-            raise OptionError("temperature=0 leaves one point of a law. Give a positive number.")
+        positive("temperature", self.temperature)
 
     def __mul__(self, other: object) -> Energy:
         if isinstance(other, Energy):
             return _linear(((1.0, self), (1.0, other)))
         if not isinstance(other, numbers.Real):
             return NotImplemented
-        if real("weight", other) == 0:
-            raise OptionError("a weight of 0 leaves nothing of a law. Give a positive number.")
-        return _linear(((1.0, self),), -math.log(float(other)))
+        return _linear(((1.0, self),), -math.log(positive("weight", other)))
 
     __rmul__ = __mul__
 
@@ -75,9 +72,7 @@ class Energy:
         return _linear(((1.0, self), (-1.0, other)))
 
     def __pow__(self, power: float) -> Energy:
-        if real("power", power) == 0:
-            raise OptionError("a law to the power 0 is flat. Give a positive number.")
-        return _linear(((float(power), self),))
+        return _linear(((positive("power", power), self),))
 
     def __add__(self, other: Energy) -> Energy:
         if not isinstance(other, Energy):

@@ -112,7 +112,7 @@ def test_costs_that_make_no_sense_are_refused(cost, message, reg):
     ("make", "message"),
     [
         (lambda: couplings.optimal_transport(reg=0.0), r"reg=0\.0 does not fit. Give a positive"),
-        (lambda: couplings.optimal_transport(reg=-1), "reg=-1 does not fit"),
+        (lambda: couplings.optimal_transport(reg=-1), "reg=-1 does not fit. Give a positive"),
         (lambda: couplings.optimal_transport(reg=float("nan")), "reg=nan"),
         (lambda: couplings.optimal_transport(reg="small"), "reg='small'"),
         (lambda: couplings.optimal_transport(cost=3), "cost is 3"),
@@ -122,6 +122,8 @@ def test_costs_that_make_no_sense_are_refused(cost, message, reg):
         (lambda: couplings.unbalanced(tau=(1, -2)), "tau=-2"),
         (lambda: couplings.partial(0), "mass=0 does not fit"),
         (lambda: couplings.partial(1.5), r"mass=1\.5"),
+        (lambda: couplings.partial(-1), r"mass=-1 does not fit. Give a share in \(0, 1\]"),
+        (lambda: couplings.partial("half"), "mass='half' does not fit. Give a share"),
         (lambda: couplings.conditional(weight=0), "weight=0"),
         (lambda: couplings.conditional("conditional"), "conditional cannot be made conditional"),
         (lambda: couplings.from_config({"reg": 1.0}), "the coupling is .*Give a name"),
@@ -139,6 +141,15 @@ def test_unknown_names_are_answered_with_the_nearest():
         couplings.from_config("optimal_transprot")
     with pytest.raises(UnknownName, match="mass"):
         couplings.from_config({"name": "partial", "masss": 0.5})
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_conditional_names_the_callers_row(weight):
+    """Not its place among the rows of its label."""
+    bad = X.clone()
+    bad[3, 0] = float("nan")
+    with pytest.raises(OptionError, match="x0 is not finite in 1 of 6 rows, first in row 3"):
+        couplings.conditional(weight=weight)(bad, X, LABELS)
 
 
 def test_conditional_asks_for_labels():
