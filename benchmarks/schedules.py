@@ -292,7 +292,7 @@ def picture(parts: Mapping[str, Mapping[int, dict[str, dict[str, Errors]]]], to:
         style.name_axes(panel, x="steps of Heun", y="RMS error at the end", title=title)
     names = [name for name in looks if name in drawn]
     style.header(figure, [drawn[name] for name in names], names)
-    style.finish(figure, to)
+    style.finish(figure, to, colours=128)
 
 
 TITLES = {
