@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .arguments import Time, as_time, holds
 from .curve import rises
-from .errors import OutOfRange, ScheduleError
+from .errors import OptionError, OutOfRange, ScheduleError
 from .interpolant import Interpolant
 from .inverse import bisected, followed
 from .scalar import GRID
@@ -84,6 +84,11 @@ def between(path: Interpolant, other: Interpolant, same: float = SAME) -> Betwee
 
     Curves of ratios that come within the angle ``same`` of each other count as one.
     """
+    if not isinstance(other, Interpolant):
+        raise OptionError(
+            f"the other path is a {type(other).__name__}, not a path. Give one, e.g. "
+            "schedules.cosine()."
+        )
     for one in (path, other):
         if one.element or one.basis is not path.basis:
             raise ScheduleError(

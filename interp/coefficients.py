@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .arguments import holds
 from .scalar import widened
 
 if TYPE_CHECKING:
@@ -70,14 +71,26 @@ class Coefficients:
             return self.ddalpha
         grown = self.dalpha**2 + self.alpha * self.ddalpha
         grown = grown + self.dgamma**2 + self.gamma * self.ddgamma
-        return (grown - self.dsigma**2) / self.sigma
+        second = self._steep((grown - self.dsigma**2) / self.sigma, self.dsigma)
+        if self.curve is None or holds(~second.isnan()):
+            return second
+        # gamma'^2 and gamma gamma'' are infinite where gamma is a root, and their sum is not: there
+        # sigma' is followed inwards, by a difference of second order.
+        h = torch.where(self.t < 0.5, 1e-5, -1e-5)
+        near, next_ = (self.curve.coefficients(self.t + n * h).dsigma for n in (1, 2))
+        inwards = (4 * near - next_ - 3 * self.dsigma) / (2 * widened(h, near))
+        return torch.where(second.isnan(), inwards, second)
 
     def _second(self, name: str) -> Tensor:
         schedule = getattr(self.curve, name)
         if schedule is None:
             return torch.zeros_like(self.alpha)
-        second: Tensor = schedule.second_derivative(self.t)
-        return second
+        return self._steep(schedule.second_derivative(self.t), getattr(self, f"d{name}"))
+
+    def _steep(self, second: Tensor, slope: Tensor) -> Tensor:
+        """``second``, infinite where the slope is: from a vertical tangent at t = 0 it comes down."""
+        sign = torch.where(widened(self.t, slope) < 0.5, -1.0, 1.0)
+        return torch.where(slope.isinf(), sign * slope, second)
 
 
 @dataclass(frozen=True)

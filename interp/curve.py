@@ -54,7 +54,7 @@ class Curve:
         self._vanishes = bool(log_snr.isnan().any())  # all of it, at an end: Foellmer's at t = 0
         if self._vanishes:
             log_snr = torch.where(log_snr.isnan(), _log_snr_limit(k), log_snr)
-        self.monotone = rises(log_snr)
+        self._monotone = rises(log_snr)
         self.reversed = gaussian_base and bool((log_snr[0] > log_snr[-1]).any())
 
     def _share_element(self) -> tuple[int, ...]:
@@ -110,6 +110,20 @@ class Curve:
             t, r = (v.to(max(t, r, key=lambda v: v.ndim).device) for v in (t, r))
         shape = (t + r).shape
         return Secant.between(*(self.coefficients(v.expand(shape)) for v in (t, r)))
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is known that its functions are the same at every call.
+
+        So it is where a path is built by name and out of numbers, and not for a caller's functions,
+        which may look at what changes, nor for a path with weights.
+        """
+        return self.config is not None
+
+    @property
+    def monotone(self) -> bool:
+        """Whether log-SNR increases strictly from t = 0 to t = 1."""
+        return self._monotone
 
     @property
     def invertible(self) -> bool:

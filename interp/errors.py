@@ -31,7 +31,11 @@ class UnknownName(InterpError, ValueError):
         """Build the message for an unknown ``kind`` called ``name`` out of the ``known`` names."""
         known = sorted(known)
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
+        hint = (
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else f"Known: {', '.join(known) or 'none'}."
+        )
         return cls(f"There is no {kind} called {name!r}. {hint}")
 
 

@@ -157,8 +157,8 @@ def precondition(
 
     Raises:
         UnknownName: a kind or noise that does not exist.
-        OptionError: a net that cannot be called, a path without a Gaussian base, or a scale that is
-            not positive.
+        OptionError: a net that cannot be called, a path without a Gaussian base or with one schedule
+            an element, or a scale that is not positive.
     """
     if not callable(net):
         raise OptionError(f"net is a {type(net).__name__}. Give a function net(noise, x, **cond).")
@@ -172,5 +172,10 @@ def precondition(
         raise OptionError(
             "this path was built with gaussian_base=False, and sigma / beta is no noise level there. "
             "Build it with gaussian_base=True."
+        )
+    if path.element:
+        raise OptionError(
+            f"sigma / beta differs between the elements of this path, of shape {path.element}, and a net "
+            "is told one noise level. Give path.ode the net itself, and tell it t."
         )
     return Preconditioned(net, path, kind, positive("sigma_data", sigma_data), noise)

@@ -153,7 +153,8 @@ class Schedule:
         product = torch.where(f2 * f2 < 1.99 * f1 * f1, h / 0.0, growth / (4 * h))
         root = value == 0
         vertical = torch.where(root, growth.abs() > 0.01 * f1 * f1, slope.isinf())
-        steep = torch.where(slope.isinf(), slope, torch.copysign(value + math.inf, product))
+        infinite = torch.copysign(value.detach() + math.inf, product.detach())  # no NaN of its own
+        steep = torch.where(slope.isinf(), slope, infinite)
         secant = (4 * f1 - f2 - 3 * value) / (2 * h)
         mended = torch.where(vertical, steep, secant)
         slope = torch.where(slope.isfinite(), slope, mended)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .algebra import REVERSED, Chain, Product, Warp, constant
+from .arguments import transforming
+from .curve import rises
 from .errors import OptionError, ScheduleError, Unsupported
 from .interpolant import Interpolant, Transform
 from .scalar import GRID, Scalar, Schedule, checked
@@ -176,10 +178,24 @@ def composed(
 class Trainable(Interpolant, nn.Module):
     """A path with weights: an ``nn.Module``, which a family that holds it trains and saves."""
 
+    constant = False
+
     def __init__(self, modules: Sequence[nn.Module], *args: Any, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.learned = nn.ModuleList(modules)
+        self._weights: list[tuple[int, int]] = []
         Interpolant.__init__(self, *args, **kwargs)
+
+    @property
+    def monotone(self) -> bool:
+        """As its weights are now: clocks of their own for sigma's parts may turn log-SNR back."""
+        if not transforming():
+            weights = [(id(w), 0 if w.is_inference() else w._version) for w in self.parameters()]
+            if weights != self._weights:
+                with torch.no_grad():
+                    self._monotone = rises(self.log_snr(GRID))
+                self._weights = weights
+        return self._monotone
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> Callable[..., Interpolant]:

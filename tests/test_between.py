@@ -173,6 +173,8 @@ def test_a_two_sided_path_keeps_its_curve_under_warp_and_rescaling(name):
 def test_two_sided_paths_of_other_curves_are_told_apart():
     with pytest.raises(ScheduleError, match=r"different curves: at t = .*alpha : beta : gamma is"):
         TWO_SIDED["bridge"].between(TWO_SIDED["straight"])
+    with pytest.raises(OptionError, match="the other path is a str"):
+        schedules.linear().between("cosine")
     with pytest.raises(ScheduleError, match="one of these paths has a Gaussian base"):
         TWO_SIDED["straight"].between(schedules.linear())
     trigonometric = Interpolant(

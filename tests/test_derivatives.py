@@ -56,6 +56,40 @@ def test_coefficients_have_second_derivatives(name):
         torch.testing.assert_close(getattr(k, f"dd{f}"), difference, rtol=1e-6, atol=1e-6)
 
 
+TWINS = {
+    "power": (Interpolant(lambda t: (1 - t) ** 0.5, lambda t: t**0.5), schedules.power(0.5, 0.5)),
+    "bridge": (
+        Interpolant(lambda t: 1 - t, lambda t: t, lambda t: 0.7 * torch.sqrt(t * (1 - t))),
+        schedules.brownian_bridge(0.7, gaussian_base=True),
+    ),
+    "variance_preserving": (
+        Interpolant(
+            lambda t: torch.sqrt(-torch.expm1(-((1 - t) ** 2) * 19.9 / 2 - (1 - t) * 0.1)),
+            lambda t: torch.exp(-((1 - t) ** 2) * 19.9 / 4 - (1 - t) * 0.05),
+        ),
+        schedules.variance_preserving(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_vertical_tangent_is_an_infinity_of_second_derivatives_and_spoils_no_other_time(name):
+    """A formula written down plainly, in one batch with both ends, has those of the closed form."""
+    t = at([0.0, 1e-6, 0.3, 0.5, 1 - 1e-6, 1.0])
+    plain, closed = (path.coefficients(t) for path in TWINS[name])
+    ends = torch.stack([closed.ddsigma, closed.ddbeta])[:, [0, -1]]
+    assert ends.isinf().any()
+    for f in ("ddalpha", "ddbeta", "ddgamma", "ddsigma"):
+        torch.testing.assert_close(getattr(plain, f), getattr(closed, f), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.5, 1.0])
+def test_sine_squared_bends_by_its_cosine_where_it_turns(end):
+    gamma = schedules.gammas.sine_squared(0.7)
+    bend = 0.7 * 2 * math.pi**2 * math.cos(2 * math.pi * end)
+    assert gamma.second_derivative(at(end)).item() == pytest.approx(bend, rel=1e-14)
+
+
 def test_second_derivatives_cost_nothing_until_they_are_read():
     calls = []
     beta = Schedule(lambda t: t, lambda t: 1.0, lambda t: t, lambda t: calls.append(t) or 0.0)

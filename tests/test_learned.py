@@ -203,6 +203,22 @@ def test_a_training_that_diverged_is_named():
 # Stored
 
 
+def test_whether_log_snr_rises_is_told_of_the_weights_as_they_are():
+    """A base that leaves at once and a latent that comes late: sigma falls to 0 and rises again."""
+    path = schedules.learned(schedules.with_gamma(schedules.linear()), separate=True)
+    assert path.monotone
+    kept = {name: w.clone() for name, w in path.state_dict().items()}
+    with torch.no_grad():
+        path.learned[0].heights[0] = 5.0
+        path.learned[2].heights[8] = 5.0
+    assert (path.log_snr(torch.linspace(0.05, 0.95, 91, dtype=F64)).diff() < 0).any()
+    assert not path.monotone
+    with pytest.raises(ScheduleError, match="no inverse"):
+        path.time_at_log_snr(0.0)
+    path.load_state_dict(kept)
+    assert path.monotone
+
+
 def test_it_is_a_module_and_comes_back_from_config_and_state():
     path = bent(schedules.learned(schedules.variance_preserving(0.2, 10.0), "spline", 5, True))
     assert isinstance(path, torch.nn.Module)

@@ -176,6 +176,9 @@ def test_where_the_noise_level_is_infinite_the_error_says_what_is_finite():
 
 
 def test_what_cannot_be_preconditioned():
+    each = interp.Interpolant(lambda t: (1 - t[..., None]).expand(*t.shape, 3), lambda t: t)
+    with pytest.raises(OptionError, match=r"of shape \(3,\).*one noise level"):
+        interp.precondition(NET, each)
     two_sided = interp.Interpolant(lambda t: 1 - t, lambda t: t, gaussian_base=False)
     for call, error in (
         (lambda: interp.precondition(NET, LINEAR, "edmm"), UnknownName),

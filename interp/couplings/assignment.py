@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BEGIN = 0.2  # of the mean cost above the row's least: the first regularisation
-_HALVINGS, _SWEEPS = 4, 2
+_BEGIN = 0.1  # of the mean cost above the row's least: the first regularisation
+_HALVINGS, _SWEEPS = 3, 2
 
 
 def assign(cost: Tensor) -> Tensor:
@@ -24,9 +24,10 @@ def _reduced(cost: Tensor) -> Tensor:
 
     The difference is float64: where costs are of many sizes, a float32 would lose the small ones.
 
-    Where the columns' numbers are near the dual potentials, the search finds short paths: from 5.1
-    to 1.6 ms for 256 points in the plane. Here they are those of the entropic plan, by a few sweeps
-    of Sinkhorn's scaling in float32; squaring the scaled kernel halves its regularisation.
+    Where the columns' numbers are near the dual potentials, the search finds short paths: for 256
+    points in the plane all takes a third of the search alone. Here they are those of the entropic
+    plan, by a few sweeps of Sinkhorn's scaling in float32; squaring the scaled kernel halves its
+    regularisation.
     """
     least = cost.amin(1, keepdim=True)
     reg = _BEGIN * (cost.mean() - least.mean()).item()

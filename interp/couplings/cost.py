@@ -28,12 +28,13 @@ def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 def products(x0: Tensor, x1: Tensor) -> Tensor:
-    """-x0_i . x1_j of points around their means, (rows, rows), in the points' own dtype.
+    """-x0_i . (x1_j - mean x1), (rows, rows), in the points' own dtype.
 
     Half the squared distance but for a number for each row and one for each column, which no
-    assignment can change.
+    assignment can change. With one end around its mean, a shift of the other adds no more rounding
+    than holding the shifted points did.
     """
-    return (x0.mean(0) - x0) @ (x1 - x1.mean(0)).T
+    return x0 @ (x1.mean(0) - x1).T
 
 
 def costs(x0: Tensor, x1: Tensor, cost: Cost | None, default: Cost) -> Tensor:

@@ -191,7 +191,7 @@ class Decoder:
         compiled = Compiled(decode, None, False, timeless=True)
         with torch.no_grad():
             network, weights, self.shape = compiled.program(z)
-        self.scale, self.shift, self.dtype = scale, shift, z.dtype
+        self.scale, self.shift, self.dtype, self.latent = scale, shift, z.dtype, z.shape[1:]
         self._decoder = engine.Decoder(network, weights)
 
     @property
@@ -205,7 +205,18 @@ class Decoder:
         Raises:
             OptionError, FieldError: latents or an ``out`` of another shape or dtype.
         """
-        into = torch.empty(len(z), *self.shape, dtype=self.dtype) if out is None else out
+        if z.ndim == 0 or z.shape[1:] != self.latent:
+            raise OptionError(
+                f"the latents have shape {tuple(z.shape)}, and this decoder was made for "
+                f"{('rows', *self.latent)}. Give such latents, or make a decoder for these."
+            )
+        images = (len(z), *self.shape)
+        into = torch.empty(images, dtype=self.dtype) if out is None else out
+        if into.shape != images:
+            raise OptionError(
+                f"out has shape {tuple(into.shape)}, and the images of these latents {images}. Give an "
+                "out of that shape, or none."
+            )
         z = z.detach().resolve_neg().contiguous()
         return _in_place(into, lambda: self._decoder.decode(into, z, self.scale, self.shift))
 

@@ -50,6 +50,7 @@ def sine_squared(a: float = 1.0) -> Schedule:
     return Schedule(
         lambda t: a * torch.sin(math.pi * near(t)) ** 2,
         lambda t: (a * math.pi) * torch.sin((2 * math.pi) * near(t)) * torch.sign(0.5 - t),
+        second_derivative=lambda t: (2 * a * math.pi**2) * torch.cos((2 * math.pi) * near(t)),
     )
 
 

@@ -129,7 +129,8 @@ def learned(
 
     Gradients flow through `at`, `rate`, `log_snr`, `between` and what is made of them, from a loss or
     from the end of a solve (backend="torch"). A family that holds the path has its weights among its
-    own, so that they are trained, averaged and saved with it. At first the path is ``base``.
+    own, so that they are trained, averaged and saved with it. At first the path is ``base`` (nearly
+    so with a network).
 
     Args:
         base: the path whose curve and end points it has, or its name.

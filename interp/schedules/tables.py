@@ -142,7 +142,12 @@ def named_betas(name: str, n: int) -> Tensor:
     if name not in _NAMED:
         raise UnknownName.of("table of betas", name, _NAMED)
     table = _NAMED[name](n)
-    _inside(f"the table {name!r} of {n}: betas", table, 1.0)
+    if not table.max() < 1:
+        k = int((table >= 1).nonzero()[0])
+        raise OptionError(
+            f"betas[{k}] of the table {name!r} of {n} is {table[k].item():g}, and not below 1. Give a "
+            "larger n."
+        )
     return table
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from ..terms import ODE, PathODE
-from . import rust_backend, tableaus, torch_backend
+from . import dense, rust_backend, tableaus, torch_backend
 from .plan import Engine, Plan, Request
 from .problem import Observer
-from .programme import Move, between_steps, compiled
+from .programme import Move, compiled
 from .runge_kutta import laid_out
 from .tableaus import Numbers
 
@@ -41,15 +41,16 @@ def adams_bashforth(
     term: ODE | PathODE, x: Tensor, request: Request, observer: Observer | None
 ) -> Plan:
     """The run of the method's order, on a grid, in the coordinates in which the view is regular."""
-    grid = request.times
-    for t in request.saves:
-        if t not in grid:
-            raise between_steps(t)
     laid = laid_out(term, x, request, bounded(term))
-    taus = laid.taus or []
-    moves = steps(taus, request.method.order)
-    programme = compiled(moves, taus[0], laid.problem.saves)
-    return laid.plan(_ENGINES[request.backend], (programme, None), observer)
+    taus, problem = laid.taus or [], laid.problem
+    between = dense.in_clock(taus, problem.saves)
+    if between is not None:
+        problem.saves = between.nodes
+        problem.xs = x.new_empty((len(between.nodes), *x.shape))
+    programme = compiled(steps(taus, request.method.order), taus[0], problem.saves)
+    made = laid.plan(_ENGINES[request.backend], (programme, None), observer)
+    made.between = between
+    return made
 
 
 class _Turned:

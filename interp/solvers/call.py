@@ -58,8 +58,10 @@ def solve(
         rtol: the relative tolerance of adaptive steps, on the local error in the term's coordinates.
         atol: the absolute one: an error is measured against atol + rtol max(|y|, |y_new|).
         save_at: times to save at, in the order of the run. Between two steps the state is the dense
-            output of order 3 (dopri5 and tsit5: 4, dop853: 7). Samplers of paths, ab2 to ab4 and SDEs have
-            none and refuse such times: put them into ``grid``, which changes the steps, knowingly.
+            output of order 3 (dopri5 and tsit5: 4, dop853: 7); of ab2 to ab4 and of samplers without
+            noise it goes through the nearest four (see `interp.solvers.dense`). Neither changes a step.
+            Runs that draw noise refuse such times: put them into ``grid``, which changes the steps,
+            knowingly.
         seed: keys the noise of an SDE; drawn and recorded in ``stats.seed`` where it is None.
         first_row: the number of x's first row, so that chunks draw the noise of the whole.
         per_row: each row has its own steps and its own end: the field is told t of shape (rows,) and
@@ -83,8 +85,8 @@ def solve(
             of the noise; renoise=True of map, which maps to the data and noises back;
             data_hook(t, D) -> D of semi-linear samplers, which put every data estimate
             through it and so change the marginals, see `interp.hooks`; step_size, save_every, adapt
-            (steps that look for a step size first), friction (underdamped), leapfrog (hmc) and levels
-            (annealed) of chains.
+            (steps that look for a step size first, from step_size or from 1), friction (underdamped),
+            leapfrog (hmc) and levels (annealed) of chains.
 
     Raises:
         OptionError, TimeError, UnknownName, Unsupported: arguments that make no sense.
@@ -112,7 +114,7 @@ def solve(
         watch = around.watching(events, term, request, x, solve)
         made = chosen.scheme(term, x, request, around.watched(watch, observer))
         if watch is not None:
-            watch.made = made
+            watch.watch(made)
         if isinstance(term, (PathODE, PathSDE)):
             wanted = ending.wanted(term, request.ends, request.options)
             made.denoise = wanted and not made.cleans
@@ -126,12 +128,12 @@ def solve(
         if report["status"] not in outcome.ENDED and method_options.get("on_failure") != "partial":
             raise failure(made, report, stiff)
         if stiff is not None:
-            warnings.warn(stiff, StiffWarning, stacklevel=2)
+            warnings.warn(". ".join(stiff), StiffWarning, stacklevel=2)
         solution = outcome.solution(term, request, made, report, observer, began)
         return solution if watch is None else outcome.with_events(solution, watch, request)
 
 
-def _stiff(method: Method, request: Request, made: Plan, report: Report) -> str | None:
+def _stiff(method: Method, request: Request, made: Plan, report: Report) -> tuple[str, str] | None:
     """The complaint about a stiff field under an explicit method whose steps adapted."""
     adapted = method.adaptive and request.grid is None and not method.implicit
     if not adapted or transforming():

@@ -133,11 +133,15 @@ def _levels(name: str, given: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], 
 
 
 def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    if "step_size" not in options:
-        raise OptionError(f"{name} needs a step size. Give step_size=h, in units of x^2 / U.")
-    step_size = positive("step_size", options["step_size"])
-    friction = real("friction", options.get("friction", 1.0))
     adapt = whole("adapt", options.get("adapt", 0), 0)
+    if "step_size" not in options and not adapt:
+        instead = ", or adapt=N to look for one in N steps" if name in _ACCEPTED else ""
+        raise OptionError(
+            f"{name} needs a step size. Give step_size=h, in units of x^2 / U{instead}."
+        )
+    # Where the search begins matters little: dual averaging moves the logarithm, in long strides at first.
+    step_size = positive("step_size", options.get("step_size", 1.0))
+    friction = real("friction", options.get("friction", 1.0))
     levels: Sequence[float] = options.get("levels", ())
     if name == "annealed":
         levels = [real("levels", level) for level in levels]

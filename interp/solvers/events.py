@@ -88,18 +88,47 @@ class Watch:
     ) -> None:  # fmt: skip
         self.events, self.term, self.request, self.solve = events, term, request, solve
         self.made: Plan | None = None
-        rows = x.shape[0] if x.ndim else 1
-        start = request.ends[0]
-        self.t = host([start] * rows) if request.per_row else host(start)
+        self.rows = x.shape[0] if x.ndim else 1
+        self.t = self._times(request.ends[0])
         self.x = x.detach()
         self.values = [event.value(self.t, self.x) for event in events]
         self.found: list[list[tuple[float, int | None, Tensor]]] = [[] for _ in events]
         #: Where the run ended by an event: the whole of it under None, or rows of it.
         self.ends: dict[int | None, tuple[float, Tensor]] = {}
+        #: (steps, evaluations) until then, of rows that share a grid.
+        self.spent: dict[int, tuple[int, int]] = {}
+        self.steps = 0
+        #: The rows that go on, on a grid that all rows share.
+        self.going: list[int] = list(range(self.rows))
+
+    @property
+    def _shared(self) -> bool:
+        """Whether rows that end one by one take the same steps until then."""
+        return self.request.per_row and self.request.grid is not None
+
+    def _times(self, t: float | Tensor) -> Tensor:
+        times = host(t)
+        return times.expand(self.rows) if self.request.per_row else times
+
+    def watch(self, made: Plan) -> None:
+        """See to a plan: on a grid that all rows share, those that have ended are not asked about."""
+        self.made = made
+        if not self._shared or not any(event.terminal for event in self.events):
+            return
+        whole, field = made.problem.field, self.term.slope
+
+        def going(t: Tensor, y: Tensor) -> Tensor:
+            if len(self.going) == self.rows:
+                return whole(t, y)
+            here = torch.tensor(self.going, device=y.device)
+            slope = field(cut(self.request.cond, self.going, self.rows))
+            return torch.zeros_like(y).index_copy(0, here, slope(t.expand(len(here)), y[here]))
+
+        made.problem.field, made.problem.native = going, None
 
     def observe(self, t: float | Tensor, x: Tensor, nfe: int) -> object:
         """Look at the step that ended at (t, x); a true answer, or rows, are to stop there."""
-        now, x = host(t), x.detach()
+        now, x, self.steps = self._times(t), x.detach(), self.steps + 1
         values = [event.value(now, x) for event in self.events]
         crossings = [
             event.crossed(before, after)
@@ -112,6 +141,10 @@ class Watch:
                 if self.request.per_row
                 else self._all(now, x, crossings)
             )
+        if self._shared and isinstance(stop, list):
+            self.spent |= dict.fromkeys(stop, (self.steps, nfe))
+            self.going = [row for row in self.going if row not in self.ends]
+            stop = not self.going
         self.t, self.x, self.values = now, x, values
         return stop
 
@@ -135,7 +168,7 @@ class Watch:
     def _each_row(self, t: Tensor, x: Tensor, crossings: list[Tensor]) -> list[int]:
         stopped = []
         whole = len(x)
-        for row in range(whole):
+        for row in self.going:
             if not any(bool(c if c.ndim == 0 else c[row]) for c in crossings):
                 continue
             cond = cut(self.request.cond, [row], whole)

@@ -29,7 +29,10 @@ def solution(
     stop = made.stop if done else made.time(report["t"])
     rows = _row_stats(made, report) if request.per_row else None
     x = made.state(stop if rows is None else rows.t, report["y"])
-    saves, xs = made.saves[: len(made.problem.saves)], made.problem.xs
+    xs = made.problem.xs
+    if made.between is not None:
+        xs = made.between(xs if done else xs[: made.between.reached(report["t"])])
+    saves = made.saves[: len(xs)]
     if not done and rows is None:
         forward = request.ends[1] - request.ends[0]
         saves = [s for s in saves if (s - stop) * forward <= 0]
@@ -85,13 +88,17 @@ def with_events(sol: Solution, watch: Watch, request: Request) -> Solution:
         if request.end_alone:  # wherever that is
             ts, xs = host([t]), x[None]
     elif watch.ends and stats.rows is not None:
-        x, xs, times = x.clone(), xs.clone(), stats.rows.t.clone()
+        x, xs, rows = x.clone(), xs.clone(), stats.rows
+        times, accepted, nfe = rows.t.clone(), rows.accepted, rows.nfe
         for row, (t, state) in watch.ends.items():
             x[row], times[row] = state, t
             xs[(ts - t) * forward > 0, row] = float("nan")
             if request.end_alone:
                 xs[0, row] = state
-        stats = replace(stats, rows=replace(stats.rows, t=times))
+        for row, (steps, evaluations) in watch.spent.items():
+            accepted[row], nfe[row] = steps, evaluations
+        status = tuple("stopped" if r in watch.ends else s for r, s in enumerate(rows.status))
+        stats = replace(stats, rows=replace(rows, t=times, status=status))
     return Solution(x, ts, xs, stats, watch.occurrences())
 
 

@@ -23,6 +23,7 @@ from .problem import Adaptive, NoiseKey, Problem, Report
 
 if TYPE_CHECKING:
     from .catalogue import Method
+    from .dense import Between
 
 Engine = Callable[..., Report]
 
@@ -42,6 +43,8 @@ class Plan:
         denoise: whether a step from the noise that is left at t = 1 to clean data follows.
         noise: what keys the noise, for an SDE.
         cleans: whether the backend's part holds that step itself.
+        between: what makes the states at ``saves`` out of those that the backend saves; None where they
+            are the same.
     """
 
     engine: Engine
@@ -56,6 +59,7 @@ class Plan:
     denoise: bool = False
     noise: NoiseKey | None = None
     cleans: bool = False
+    between: Between | None = None
 
     def time(self, tau: float) -> float:
         """A clock reading of the run in the caller's time."""
@@ -205,7 +209,7 @@ def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
     return dict(zip(unique, taus, strict=True))
 
 
-def failure(made: Plan, report: Report, stiff: str | None = None) -> SolveError:
+def failure(made: Plan, report: Report, stiff: tuple[str, str] | None = None) -> SolveError:
     """The error that says why a run ended early."""
     t, rows = made.time(report["t"]), report["rows"]
     each = report.get("each")
@@ -228,7 +232,7 @@ def failure(made: Plan, report: Report, stiff: str | None = None) -> SolveError:
         what = f"the run took all the steps it may {where}, the last of length {report['step']:.1e}"
         remedy = "Raise max_steps or the tolerances."
         if stiff is not None:
-            what, remedy = f"{what}; {stiff.split('. ')[0]}", stiff.split(". ")[1]
+            what, remedy = f"{what}; {stiff[0]}", stiff[1]
     return SolveError(
         f"{what}. {remedy} The error's .last holds the last good state.",
         time=t, step=steps, rows=rows, last=made.state(reached, report["y"]),

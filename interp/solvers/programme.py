@@ -199,6 +199,6 @@ def saving(programme: Programme, saves: Sequence[float]) -> Programme:
 def between_steps(t: float) -> OptionError:
     """The refusal of an output time."""
     return OptionError(
-        f"save_at holds t = {t!r}, between two steps, where this method has no state. Give times of the "
-        "grid, or a grid= that holds them."
+        f"save_at holds t = {t!r}, between two steps, where this run has no state: it draws noise, or "
+        "nothing orders its times. Give times of the grid, or a grid= that holds them."
     )

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import views
-from ..arguments import check_element, host, like, whole
+from ..arguments import check_element, host, like, transforming, whole
 from ..coefficients import Coefficients
 from ..errors import InterpError, OptionError, Unsupported
 from ..hooks import Hook
+from ..interpolant import Interpolant
 from ..noise import STREAMS, check_first_row, check_seed, depth_for, fresh_seed
 from ..terms import SDE, PathMap, PathODE, PathSDE
 from ..terms.model import Affine, PathTerm, bound, needs_exact_time, readings, told
 from . import ending, grids, rust_backend, torch_backend
+from .dense import Between, on_path
 from .exponential import Levels
 from .plan import Engine, Plan, Request, native, pose
 from .problem import NoiseKey, Observer, Problem
-from .programme import Coefficient, Move, Programme, compiled, rows
+from .programme import Coefficient, Move, Programme, between_steps, compiled, rows
 
 Sampler = Callable[[Levels, Mapping[str, Any]], list[Move]]
 """sampler(levels, options): the moves over a grid whose levels are given."""
@@ -52,22 +55,18 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
     ) -> Plan:
         check_term(term, request)
         check_element(host(request.ends[0]), x, term.path.element)
-        times = request.times
-        levels = Levels.of(term.path, times)
-        if ending.wanted(term, request.ends, request.options):
-            levels = levels.then_clean()
-        moves = sampler(levels, request.options)
-        asked = hooked(term, request.options.get("data_hook"), levels)
-        programme = programme_for(asked, moves, levels, request.saves)
+        asked = hooked(term, request)
+        programme, between = written(sampler, term, asked, request)
+        saves = request.saves if between is None else between.nodes
         problem = pose(
-            x, x, request.saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
+            x, x, saves, bound(asked.model, request.cond), needs_exact_time(asked.model),
             request.backend,
         )  # fmt: skip
         problem.observer = observer
         itself = Affine(asked.model, lambda stamps: readings(host(stamps), 1.0, 1.0, 0.0))
         problem.native = native(term, x, request, itself)
         made = run_of(programme, problem, request, term, x)
-        made.cleans = True
+        made.cleans, made.between = True, between
         return made
 
     return scheme
@@ -106,8 +105,9 @@ class _Hooked:
         return like(self.hook(t, data), data, "data_hook")
 
 
-def hooked(term: PathTerm, hook: Hook | None, levels: Levels) -> PathTerm:
-    """The term with ``hook`` on its data estimate, from which a noise estimate follows; or as it is."""
+def hooked(term: PathODE | PathSDE, request: Request) -> PathTerm:
+    """The term with the hook on its data estimate, from which a noise estimate follows; or as it is."""
+    hook = request.options.get("data_hook")
     if hook is None:
         return term
     if not callable(hook):
@@ -115,18 +115,68 @@ def hooked(term: PathTerm, hook: Hook | None, levels: Levels) -> PathTerm:
             f"data_hook is a {type(hook).__name__}, not a function. Give data_hook(t, data), e.g. "
             "interp.hooks.clip(-1, 1)."
         )
-    if (levels.sigma[:-1] == 0).any():
+    if (Levels.of(term.path, request.times[:-1]).sigma == 0).any():
         raise OptionError(
-            f"the run begins at clean data, t = {levels.t[0]:g}, where x is its own data estimate and "
-            "there is nothing to hook. Begin where sigma is not 0, or leave out data_hook."
+            f"the run begins at clean data, t = {request.times[0]:g}, where x is its own data estimate "
+            "and there is nothing to hook. Begin where sigma is not 0, or leave out data_hook."
         )
     return PathTerm(term.path, _Hooked(term, hook), "data", "t")
 
 
+def written(
+    sampler: Sampler, term: PathODE | PathSDE, asked: PathTerm, request: Request
+) -> tuple[Programme, Between | None]:
+    """The programme of a sampler, and what makes states between its steps.
+
+    The last ones on paths that do not change are kept: making one takes about as long as running it on one
+    row, and batch after batch asks for the same. Not those with a coefficient an element, which are large.
+    """
+    path, options = term.path, request.options
+    plain = all(isinstance(v, (str, float, int)) for v in options.values())
+    keep = path.constant and not path.element and plain and not transforming()
+    clean = ending.wanted(term, request.ends, options)
+    given = tuple((name, type(v), v) for name, v in options.items()) if keep else options.items()
+    make = _kept if keep else _written
+    return make(
+        sampler, path, asked.view, asked.time, tuple(request.times), clean, given,
+        tuple(request.saves),
+    )  # fmt: skip
+
+
+def _written(
+    sampler: Sampler,
+    path: Interpolant,
+    view: str,
+    time: str | tuple[str, int],
+    times: tuple[float, ...],
+    clean: bool,
+    options: Iterable[tuple[Any, ...]],
+    saves: tuple[float, ...],
+) -> tuple[Programme, Between | None]:
+    levels = Levels.of(path, times)
+    if clean:
+        levels = levels.then_clean()
+    moves = sampler(levels, {name: value for name, *_, value in options})
+    between = on_path(levels, saves)
+    at = saves if between is None else between.nodes
+    programme = programme_for(path, view, time, moves, levels, at)
+    if between is not None and programme.noisy:
+        raise between_steps(next(s for s in saves if s not in times))
+    return programme, between
+
+
+_kept = functools.lru_cache(maxsize=8)(_written)
+
+
 def programme_for(
-    term: PathTerm, moves: list[Move], levels: Levels, saves: list[float]
+    path: Interpolant,
+    view: str,
+    time: str | tuple[str, int],
+    moves: list[Move],
+    levels: Levels,
+    saves: Sequence[float],
 ) -> Programme:
-    """The moves compiled for a model of the term's view, told what it wants to be told.
+    """The moves compiled for a model of a view, told what it wants to be told.
 
     What the path is at the ``levels`` is not asked for again.
     """
@@ -134,15 +184,15 @@ def programme_for(
     place = {t: i for i, t in reversed([*enumerate(levels.t.tolist())])}
 
     def stamps(times: list[float]) -> list[float]:
-        if term.time == "t":
+        if time == "t":
             return times
-        given: list[float] = told(term.path, term.time, host(times)).tolist()
+        given: list[float] = told(path, time, host(times)).tolist()
         return given
 
     def coefficients(times: list[float]) -> Coefficients:
         where = [place.get(t, -1) for t in times]
-        if term.view in views.SLOPED or min(where) < 0:
-            return term.path.coefficients(host(times))
+        if view in views.SLOPED or min(where) < 0:
+            return path.coefficients(host(times))
         beta, sigma = (torch.from_numpy(v[where]) for v in (levels.beta, levels.sigma))
         return Coefficients.at_rest(host(times), beta, sigma)
 
@@ -150,9 +200,9 @@ def programme_for(
         times: list[float], kinds: list[str | None]
     ) -> list[tuple[Coefficient, Coefficient]]:
         pairs: list[tuple[Coefficient, Coefficient]] = [(0.0, 1.0)] * len(times)
-        for kind in {kind for kind in kinds if kind is not None and kind != term.view}:
+        for kind in {kind for kind in kinds if kind is not None and kind != view}:
             chosen = [i for i, k in enumerate(kinds) if k == kind]
-            p, q = views.weights(coefficients([times[i] for i in chosen]), term.view, kind)
+            p, q = views.weights(coefficients([times[i] for i in chosen]), view, kind)
             p = torch.zeros_like(q) if p is None else p
             for i, pq in zip(
                 chosen, zip(rows(p.numpy()), rows(q.numpy()), strict=True), strict=True
@@ -162,7 +212,7 @@ def programme_for(
 
     with torch.no_grad():
         made = compiled(moves, float(levels.t[0]), saves, stamps, converted)
-    made.basis = term.path.basis
+    made.basis = path.basis
     return made
 
 

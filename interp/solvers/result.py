@@ -34,7 +34,8 @@ class Stats:
     """What a solve did.
 
     Attributes:
-        nfe: evaluations of the field (the model, the drift), each of a whole batch.
+        nfe: evaluations of the field (the model, the drift), each of a whole batch; without the few
+            after a long adaptive run by which it is seen whether the field was stiff.
         steps: steps of the run, ``accepted``.
         accepted, rejected: steps that were taken and tried in vain, of all rows together where each
             has its own.

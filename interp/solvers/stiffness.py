@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..terms.model import Field
 from .plan import Plan
 from .problem import Report
 
@@ -19,28 +20,41 @@ MANY = 200
 ITERATIONS = 12
 
 
-def complaint(made: Plan, report: Report) -> str | None:
-    """What to say of a run whose steps were as long as stability allows; None of any other."""
-    tried = report["accepted"] + report["rejected"]
-    if report["status"] not in ("done", "too_many_steps") or tried < MANY or "each" in report:
+def complaint(made: Plan, report: Report) -> tuple[str, str] | None:
+    """What is wrong with a run whose steps were as long as stability allows, and what to do about it.
+
+    Of rows with steps of their own, the one that took most is looked at. None of any other run.
+    """
+    problem, each, goal = made.problem, report.get("each"), made.arguments[-1]
+    accepted, rejected, clock = report["accepted"], report["rejected"], report["t"]
+    y, status, whose = report["y"].detach(), report["status"], "a component"
+    if each is not None:
+        row = max(range(len(y)), key=lambda r: each["accepted"][r] + each["rejected"][r])
+        accepted, rejected = each["accepted"][row], each["rejected"][row]
+        clock, y, status = each["t"][row], y[row : row + 1], each["status"][row]
+        whose = f"a component of row {row}"
+    if status not in ("done", "too_many_steps") or accepted + rejected < MANY:
         return None
-    goal = made.arguments[-1]
-    step = abs(report["t"] - goal.from_) / max(report["accepted"], 1)
-    rate = fastest_decay(made, report["t"], report["y"].detach())
+    if each is None:
+        told, field = problem.told(clock), problem.field
+    else:
+        told = problem.told_rows([clock])
+        field = problem.field if problem.cut is None else problem.cut([row])
+    step = abs(clock - goal.from_) / max(accepted, 1)
+    rate = fastest_decay(field, told, y)
     if not 1.5 < step * rate < float("inf"):
         return None
     return (
-        f"the field is stiff: a component decays at the rate {rate:.1e}, which holds the steps at "
-        f"{step:.1e} whatever the tolerance. "
-        'Use an implicit method, e.g. method="kencarp4".'
+        f"the field is stiff: {whose} decays at the rate {rate:.1e}, which holds the steps at "
+        f"{step:.1e} whatever the tolerance",
+        'Use an implicit method, e.g. method="kencarp4".',
     )
 
 
 @torch.no_grad()
-def fastest_decay(made: Plan, clock: float, y: Tensor) -> float:
+def fastest_decay(field: Field, told: Tensor, y: Tensor) -> float:
     """The largest rate of decay of the field at y; 0 where the fastest component does not decay."""
-    problem = made.problem
-    told, still = problem.told(clock), problem.field(problem.told(clock), y.clone())
+    still = field(told, y.clone())
     size = float(y.double().norm())
     small = torch.finfo(y.dtype).eps ** 0.5 * max(size, 1.0)
     generator = torch.Generator().manual_seed(0)
@@ -48,7 +62,7 @@ def fastest_decay(made: Plan, clock: float, y: Tensor) -> float:
     rate = 0.0
     for _ in range(ITERATIONS):
         way = way / way.norm().clamp_min(torch.finfo(y.dtype).tiny)
-        change = (problem.field(told, y + small * way) - still) / small
+        change = (field(told, y + small * way) - still) / small
         along, speed = float((way * change).sum()), float(change.norm())
         if not 0 < speed < float("inf"):
             return 0.0

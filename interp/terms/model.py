@@ -178,8 +178,11 @@ def check_times(t0: float, t1: float) -> None:
 
 
 def check_start(path: Interpolant, view: str, t: float) -> None:
-    """Refuse noise-like views where beta vanishes."""
-    if view in views.NOISE_LIKE and float(path.beta(host(t)).min()) <= 0:
+    """Refuse noise-like views where beta vanishes, which it may do at an end."""
+    if view not in views.NOISE_LIKE or 0.0 < t < 1.0:
+        return
+    beta = path.boundary.beta0 if t == 0.0 else path.boundary.beta1
+    if not beta > 0 and not bool((path.beta(host(t)) > 0).all()):
         raise TimeError(
             f"a model of the {view} says nothing of the data at t = {t:g}, where beta is 0. The first "
             "usable t is any above it: start from N(0, sigma(t)^2) there, e.g. t=(0.001, 1.0)."

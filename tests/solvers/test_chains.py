@@ -118,6 +118,26 @@ def test_dual_averaging_finds_the_target(method: str, target: float) -> None:
     assert sol.stats.step_size < 5.0
 
 
+@pytest.mark.parametrize("method", ["mala", "hmc"])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_search_does_not_ask_where_to_begin(method: str, scale: float) -> None:
+    """In units of the energy's own scale the step found is one, whatever the variance."""
+    x = math.sqrt(scale) * interp.noise.normal((200, 20), seed=1, dtype=F64)
+    energy = interp.Energy(lambda x: 0.5 * x.square().sum(1) / scale)
+    found = {
+        "nowhere": chain(energy, x, method, steps=50, adapt=300, seed=2).stats,
+        "far off": chain(energy, x, method, steps=50, adapt=300, seed=2, step_size=1e-6).stats,
+    }
+    sizes = [stats.step_size for stats in found.values()]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
+    unit = scale if method == "mala" else math.sqrt(scale)
+    reference = chain(
+        interp.Energy(lambda x: 0.5 * x.square().sum(1)), x / math.sqrt(scale), method, steps=50,
+        adapt=300, seed=2,
+    )  # fmt: skip
+    assert sizes[0] / unit == pytest.approx(reference.stats.step_size, rel=0.15)
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_effective_size_of_an_autoregression(correlation: float) -> None:
     """n (1 - a) / (1 + a); 48 batches of 50 rows tell it to a few percent."""
@@ -314,7 +334,7 @@ def test_a_low_acceptance_is_a_warning() -> None:
     ("energy", "options", "error", "match"),
     [
         (quadratic(), {"step_size": 0.1}, OptionError, "steps=0"),
-        (quadratic(), {"steps": 3}, OptionError, "needs a step size"),
+        (quadratic(), {"steps": 3}, OptionError, "needs a step size. Give step_size=h"),
         (quadratic(), {"steps": 3, "step_size": 0.0}, OptionError, "step_size=0"),
         (quadratic(), {"steps": 3, "step_size": -1}, OptionError, "step_size=-1"),
         (quadratic(), {"steps": 3, "step_size": 1, "t": (0, 1)}, OptionError, "no time, and t was"),

@@ -100,6 +100,36 @@ def test_each_row_ends_at_its_own_event(backend: str) -> None:
     assert torch.equal(late.xs[0], late.x)
 
 
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_each_row_ends_at_its_own_event_on_a_grid_that_all_share(backend: str) -> None:
+    """A row that has ended is asked about no more: here it would be infinite soon after."""
+    asked = []
+
+    def squared(t: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        asked.append(len(x))
+        return rate[:, None] * x.square()  # x = 1 / (1 - rate t)
+
+    rate = torch.tensor([1.0, 0.0, 0.49], dtype=F64)
+    event = interp.Event(lambda t, x: x[:, 0] - 4.0, terminal=True)
+    sol = interp.solve(
+        squared, torch.ones(3, 1, dtype=F64), (0.0, 3.0), "rk4", backend, steps=300, per_row=True,
+        cond={"rate": rate}, events=event, save_at=[0.7, 1.2, 3.0],
+    )  # fmt: skip
+    rows = sol.stats.rows
+    assert rows is not None
+    assert rows.t.tolist() == pytest.approx([0.75, 3.0, 0.75 / 0.49], abs=1e-6)
+    assert rows.status == ("stopped", "done", "stopped")
+    assert rows.accepted.tolist() == [76, 300, 154]
+    assert rows.nfe.tolist() == [4 * 76 + 1, 4 * 300, 4 * 154 + 1]  # one for the step to come
+    assert asked[0] == 3
+    assert asked[-1] == 1
+    assert sol.x.flatten().tolist() == pytest.approx([4.0, 1.0, 4.0], abs=1e-9)
+    truth = [[1 / 0.3, 1.0, 1 / 0.657], [math.nan, 1.0, 1 / 0.412], [math.nan, 1.0, math.nan]]
+    torch.testing.assert_close(
+        sol.xs[..., 0], torch.tensor(truth, dtype=F64), rtol=0, atol=1e-6, equal_nan=True
+    )
+
+
 @pytest.mark.parametrize("view", ["velocity", "noise"])
 def test_events_on_the_term_of_a_path(view: str) -> None:
     path = interp.schedules.linear()

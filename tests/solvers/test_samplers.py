@@ -202,7 +202,7 @@ BAD = [
     ({"steps": 4, "eta": 2.0}, OptionError, "eta=2.0"),
     ({"steps": 4, "etta": 1.0}, UnknownName, "eta"),
     ({}, OptionError, "steps=N"),
-    ({"steps": 4, "save_at": [0.3, 1.0]}, OptionError, "0.3, between two steps"),
+    ({"steps": 4, "eta": 1.0, "save_at": [0.3, 1.0]}, OptionError, "0.3, between two steps"),
     ({"steps": 4, "t": (1.0, 0.5)}, TimeError, "sigma is 0"),
     ({"steps": 4, "t": (0.9, 0.5), "eta": 0.5}, OptionError, "the other way"),
 ]
@@ -421,3 +421,61 @@ def test_a_path_is_asked_once_for_all_nodes(method: str) -> None:
         interp.solve(term, start(), (0.01, 1.0), method, steps=40)
         assert [n for n in asked if n > 1] == [41]
         assert len(asked) <= 4
+
+
+# Programmes that are kept
+
+
+def by_hand(path: interp.Interpolant) -> interp.Interpolant:
+    """The same functions as a caller's own, of which nobody knows whether they change."""
+    return interp.Interpolant(path.alpha, path.beta, time_at_log_snr=path._time_at_log_snr)
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_a_kept_programme_is_the_one_that_would_be_made(method: str) -> None:
+    path = schedules.trigonometric()
+    model = exact(LAW, path, "noise")
+    assert path.constant
+    assert not by_hand(path).constant
+
+    def run(path: interp.Interpolant, **options: object) -> Tensor:
+        term, grid = path.ode(model, view="noise"), [0.1, 0.4, 0.7, 1.0]
+        return interp.solve(
+            term, start(), t=(0.1, 1.0), method=method, grid=grid, seed=3, **options
+        ).x
+
+    first = run(path)
+    assert torch.equal(run(path), first)
+    assert torch.equal(run(by_hand(path)), first)
+    assert not torch.equal(run(path, data_hook=interp.hooks.clip(-0.1, 0.1)), first)
+    assert torch.equal(run(path), first)
+
+
+def test_options_that_are_equal_as_numbers_are_still_told_apart() -> None:
+    """True == 1, and the one is a choice and the other is none."""
+    term = TABLE.ode(exact(LAW, TABLE, "noise"), view="noise")
+    interp.solve(term, start(), method="dpm++3m", steps=5, published=True)
+    with pytest.raises(OptionError, match="published=1"):
+        interp.solve(term, start(), method="dpm++3m", steps=5, published=1)
+
+
+def test_what_may_change_is_looked_at_anew() -> None:
+    """A caller's function with a number beside it, and weights that are trained."""
+    power = 1.0
+
+    def end(path: interp.Interpolant) -> Tensor:
+        term = path.ode(lambda t, x: x.sin(), view="noise")
+        return interp.solve(term, start(), t=(0.1, 1.0), method="dpm++2m", steps=5).x
+
+    path = interp.Interpolant(lambda t: 1 - t, lambda t: t**power)
+    before, power = end(path), 2.0
+    assert not torch.equal(end(path), before)
+
+    learned = schedules.learned("linear")
+    assert learned.config is not None
+    assert not learned.constant
+    before = end(learned)
+    with torch.no_grad():
+        for weight in learned.parameters():
+            weight += torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)
+    assert not torch.equal(end(learned), before)

@@ -83,12 +83,27 @@ def test_an_explicit_method_says_that_the_field_is_stiff() -> None:
                     prothero_robinson, x, (0.0, 0.03), method, backend, rtol=1e-4, atol=1e-4
                 )
             assert sol.stats.status == "done"
-            with pytest.raises(SolveError, match=r"stiff.*Use an implicit method") as caught:
+            with pytest.raises(SolveError, match=r'stiff.*method="kencarp4"\. ') as caught:
                 interp.solve(
                     prothero_robinson, x, (0.0, 0.03), method, backend, rtol=1e-4, atol=1e-4,
                     max_steps=250,
                 )  # fmt: skip
             assert caught.value.reason == "too_many_steps"
+
+
+@pytest.mark.parametrize("backend", ["rust", "torch"])
+def test_the_row_that_is_stiff_is_named(backend: str) -> None:
+    rate = torch.tensor([1.0, 1e5, 2.0], dtype=F64)
+
+    def field(t: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        return -rate[:, None] * (x - t.cos()[:, None])
+
+    x = torch.ones(3, 1, dtype=F64)
+    with pytest.warns(StiffWarning, match=r"row 1 decays at the rate 1\.0e\+05.*kencarp4"):
+        interp.solve(
+            field, x, (0.0, 0.03), "dopri5", backend, per_row=True, cond={"rate": rate}, rtol=1e-4,
+            atol=1e-4,
+        )  # fmt: skip
 
 
 def test_a_run_of_many_steps_that_is_not_stiff_says_nothing() -> None:

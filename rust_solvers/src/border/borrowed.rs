@@ -19,17 +19,35 @@ pub struct Borrowed {
     precision: Precision,
 }
 
+/// What a borrowed tensor is to its caller: its name, and what to do where it is not as it should be.
+#[derive(Clone, Copy)]
+pub struct Role {
+    pub name: &'static str,
+    pub remedy: &'static str,
+}
+
+/// What a network reads.
+pub const READ: Role = Role {
+    name: "a weight or an input of a native network",
+    remedy: "It has to stay what it was when the network was compiled.",
+};
+
 impl Borrowed {
     /// A contiguous cpu tensor of this precision and shape.
     ///
     /// # Errors
     /// `FieldError` where it is not one.
-    pub fn of(tensor: &Bound<'_, PyAny>, shape: &[usize], precision: Precision) -> PyResult<Self> {
+    pub fn of(
+        tensor: &Bound<'_, PyAny>,
+        shape: &[usize],
+        precision: Precision,
+        Role { name, remedy }: Role,
+    ) -> PyResult<Self> {
         let py = tensor.py();
         let expected = PyTuple::new(py, shape)?;
         let library = Library::get(py)?;
         if !tensor.is_instance(library.tensor.bind(py))? {
-            return Err(PyValueError::new_err("a weight or an input is not a tensor"));
+            return Err(PyValueError::new_err(format!("{name} is not a tensor. {remedy}")));
         }
         let dtype = match precision {
             Precision::Single => library.float32.bind(py),
@@ -41,12 +59,7 @@ impl Borrowed {
             Precision::Single => torch.locate::<f32>(tensor, &expected, len)?.map(|at| at as usize),
             Precision::Double => torch.locate::<f64>(tensor, &expected, len)?.map(|at| at as usize),
         };
-        let wrong = |what: &str| {
-            torch.raise(format!(
-                "a weight or an input of a native network is a tensor {what}. It has to stay what it \
-                 was when the network was compiled."
-            ))
-        };
+        let wrong = |what: &str| torch.raise(format!("{name} is a tensor {what}. {remedy}"));
         match found {
             Ok(at) => Ok(Borrowed {
                 _storage: tensor.call_method0(intern!(py, "untyped_storage"))?.unbind(),

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use crate::network::Number;
 use crate::real::Precision;
 
-use super::borrowed::Borrowed;
+use super::borrowed::{Borrowed, READ};
 
 /// The version of [`Table`] that this engine understands.
 const VERSION: u32 = 1;
@@ -110,8 +110,8 @@ impl UserKernel {
     ) -> PyResult<()> {
         let shape: Vec<usize> = x.getattr("shape")?.extract()?;
         let rows = shape.first().copied().unwrap_or(1);
-        let x = Borrowed::of(x, &shape, T::PRECISION)?;
-        let mut into = Borrowed::of(out, &shape, T::PRECISION)?;
+        let x = Borrowed::of(x, &shape, T::PRECISION, READ)?;
+        let mut into = Borrowed::of(out, &shape, T::PRECISION, READ)?;
         // SAFETY: just looked at; `out` was made by the caller for this call, and other threads keep
         // to torch's own rule while the lock is released.
         let (x, into) = unsafe { (x.numbers(), into.numbers_mut::<T>().unwrap_or_default()) };

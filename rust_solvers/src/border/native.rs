@@ -12,7 +12,7 @@ use crate::network::{
 };
 use crate::real::Precision;
 
-use super::borrowed::Borrowed;
+use super::borrowed::{Borrowed, READ};
 use super::kernel::UserKernel;
 
 /// (value, offset, shape, strides)
@@ -119,7 +119,7 @@ impl Network {
         if shape.iter().skip(1).product::<usize>() != self.program.len() {
             return Err(PyValueError::new_err("the result's rows have another length"));
         }
-        let mut out = Borrowed::of(out, &shape, T::PRECISION)?;
+        let mut out = Borrowed::of(out, &shape, T::PRECISION, READ)?;
         let weights = self.borrow(weights)?;
         if inputs.len() != self.inputs.len() {
             return Err(PyValueError::new_err("another number of inputs than was compiled"));
@@ -129,7 +129,7 @@ impl Network {
             if *each {
                 shape.insert(0, rows);
             }
-            Borrowed::of(tensor, &shape, *precision)
+            Borrowed::of(tensor, &shape, *precision, READ)
         });
         let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
         // SAFETY: the tensors were just looked at. Until this function returns no Python of this
@@ -154,7 +154,9 @@ impl Network {
             return Err(PyValueError::new_err("another number of weights than was compiled"));
         }
         let pairs = tensors.iter().zip(&self.weights);
-        pairs.map(|(tensor, (shape, precision))| Borrowed::of(tensor, shape, *precision)).collect()
+        pairs
+            .map(|(tensor, (shape, precision))| Borrowed::of(tensor, shape, *precision, READ))
+            .collect()
     }
 
     fn run(&self) -> Run {
@@ -337,7 +339,11 @@ impl<'py> Called<'py> {
             let row = each.then(|| shape.iter().product());
             let rows = each.then_some(rows);
             let shape: Vec<usize> = rows.iter().chain(shape).copied().collect();
-            Ok(Condition { whole: Borrowed::of(tensor, &shape, *precision)?, row, left: None })
+            Ok(Condition {
+                whole: Borrowed::of(tensor, &shape, *precision, READ)?,
+                row,
+                left: None,
+            })
         });
         let conditions = conditions.collect::<PyResult<Vec<_>>>()?;
         let run = inner.run();

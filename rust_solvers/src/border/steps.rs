@@ -12,7 +12,7 @@ use crate::network::{Lent, Number};
 use crate::real::Precision;
 use crate::steps::{Coefficients, ddpm, step};
 
-use super::borrowed::Borrowed;
+use super::borrowed::{Borrowed, Role};
 use super::native::Network;
 
 fn precision_of(x: &Bound<'_, PyAny>) -> PyResult<Precision> {
@@ -23,22 +23,27 @@ fn precision_of(x: &Bound<'_, PyAny>) -> PyResult<Precision> {
     }
 }
 
-/// `x <- a x + b v + c z` in place.
+fn like_x(name: &'static str) -> Role {
+    Role { name, remedy: "Give contiguous tensors on the cpu, all of the shape and dtype of x." }
+}
+
+/// `x <- a x + b v + c z` in place; `slope` is the name of v.
 fn in_place(
     x: &Bound<'_, PyAny>,
-    v: &Bound<'_, PyAny>,
+    (slope, v): (&'static str, &Bound<'_, PyAny>),
     z: Option<&Bound<'_, PyAny>>,
     by: Coefficients,
 ) -> PyResult<()> {
     fn typed<T: Number>(
         x: &Bound<'_, PyAny>,
-        v: &Bound<'_, PyAny>,
+        (slope, v): (&'static str, &Bound<'_, PyAny>),
         z: Option<&Bound<'_, PyAny>>,
         by: Coefficients,
     ) -> PyResult<()> {
         let shape: Vec<usize> = x.getattr("shape")?.extract()?;
-        let look = |tensor| Borrowed::of(tensor, &shape, T::PRECISION);
-        let (mut to, v, z) = (look(x)?, look(v)?, z.map(look).transpose()?);
+        let look = |tensor, name| Borrowed::of(tensor, &shape, T::PRECISION, like_x(name));
+        let (mut to, v) = (look(x, "x")?, look(v, slope)?);
+        let z = z.map(|z| look(z, "z")).transpose()?;
         if to.overlaps(&v) || z.as_ref().is_some_and(|z| to.overlaps(z)) {
             return Err(PyValueError::new_err(
                 "x shares memory with what it is stepped by. Clone it.",
@@ -53,8 +58,8 @@ fn in_place(
         Ok(())
     }
     match precision_of(x)? {
-        Precision::Single => typed::<f32>(x, v, z, by),
-        Precision::Double => typed::<f64>(x, v, z, by),
+        Precision::Single => typed::<f32>(x, (slope, v), z, by),
+        Precision::Double => typed::<f64>(x, (slope, v), z, by),
     }
 }
 
@@ -80,7 +85,7 @@ pub fn ddpm_step(
             "the step adds noise and z is None. Give normals, or eta=0.",
         ));
     }
-    in_place(x, noise, z.filter(|_| by.c != 0.0), by)
+    in_place(x, ("noise", noise), z.filter(|_| by.c != 0.0), by)
 }
 
 /// One Euler step of a flow in place.
@@ -93,7 +98,7 @@ pub fn flow_matching_step(
     if !h.is_finite() {
         return Err(PyValueError::new_err(format!("h = {h} is not a step. Give a finite one.")));
     }
-    in_place(x, velocity, None, Coefficients { a: 1.0, b: h, c: 0.0 })
+    in_place(x, ("velocity", velocity), None, Coefficients { a: 1.0, b: h, c: 0.0 })
 }
 
 impl Weights for Vec<Borrowed> {
@@ -159,9 +164,12 @@ impl Decoder {
         z: &Bound<'_, PyAny>,
         by: (f64, f64),
     ) -> PyResult<()> {
-        let shape = |tensor: &Bound<'_, PyAny>| tensor.getattr("shape")?.extract::<Vec<usize>>();
-        let from = Borrowed::of(z, &shape(z)?, T::PRECISION)?;
-        let mut to = Borrowed::of(out, &shape(out)?, T::PRECISION)?;
+        let look = |tensor: &Bound<'_, PyAny>, name| {
+            let remedy = "Give contiguous tensors on the cpu, of the decoder's dtype.";
+            let shape: Vec<usize> = tensor.getattr("shape")?.extract()?;
+            Borrowed::of(tensor, &shape, T::PRECISION, Role { name, remedy })
+        };
+        let (from, mut to) = (look(z, "z")?, look(out, "out")?);
         if to.overlaps(&from) {
             return Err(PyValueError::new_err("out shares memory with z. Give another."));
         }
