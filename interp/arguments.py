@@ -6,6 +6,8 @@ import math
 import numbers
 import operator
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -73,6 +75,18 @@ def transforming() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def untransformed() -> Iterator[None]:
+    """A part in which torch.func's transforms see nothing: for numbers that do not depend on its tensors."""
+    if torch.compiler.is_compiling() or not transforming():
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
 
 
 def mapping() -> bool:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 import rust_solvers
 
-from .arguments import transforming, whole
+from .arguments import transforming, untransformed, whole
 from .errors import OptionError, UnknownName
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -142,6 +142,7 @@ def torch_normals(
     return torch.stack(pairs, dim=-1).flatten(2)[..., :row_len]
 
 
+@untransformed()
 def _node_normals(
     shape: tuple[int, int], first_row: int, key: Key, nodes: Sequence[int], device: torch.device
 ) -> Tensor:
@@ -161,6 +162,7 @@ def node_normals(
     return _node_normals((rows, row_len), first_row, key, [node], device)[0].double()
 
 
+@untransformed()
 def node_uniforms(rows: int, first_row: int, key: Key, node: int, device: torch.device) -> Tensor:
     """One number of each row, uniform on (0, 1), float64, of one node: (w + 1/2) / 2^32."""
     row = torch.arange(first_row, first_row + rows, device=device)
@@ -292,6 +294,7 @@ class BrownianPath:
         """W(t), float64, (rows, row_len)."""
         return self.values([t], area=False)[0][0]
 
+    @untransformed()
     def values(self, times: Sequence[float], area: bool = True) -> tuple[Tensor, Tensor]:
         """W and int_a W dr at each of the ``times``, float64, (times, rows, row_len).
 

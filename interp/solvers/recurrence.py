@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import views
-from ..arguments import check_element, host, like, transforming, whole
+from ..arguments import check_element, host, like, transforming, untransformed, whole
 from ..coefficients import Coefficients
 from ..errors import InterpError, OptionError, Unsupported
 from ..hooks import Hook
@@ -55,8 +55,9 @@ def semi_linear(sampler: Sampler) -> Callable[..., Plan]:
     ) -> Plan:
         check_term(term, request)
         check_element(host(request.ends[0]), x, term.path.element)
-        asked = hooked(term, request)
-        programme, between = written(sampler, term, asked, request)
+        with untransformed():
+            asked = hooked(term, request)
+            programme, between = written(sampler, term, asked, request)
         saves = request.saves if between is None else between.nodes
         problem = pose(
             x, x, saves, bound(asked.model, request.cond), needs_exact_time(asked.model),

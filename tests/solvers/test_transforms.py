@@ -12,6 +12,7 @@ from torch import Tensor
 import interp
 from interp import schedules
 from interp.errors import FieldError, SolveError, Unsupported
+from interp.solvers.catalogue import find
 
 F64 = torch.float64
 PATH = schedules.variance_preserving()
@@ -75,6 +76,36 @@ def test_every_derivative_is_the_same(term: str) -> None:
     second = torch.func.jvp(torch.func.grad(value), (x,), (torch.ones_like(x),))[1]
     # A central difference: h^2 times the fourth derivative, and rounding of 1e-16 / h.
     torch.testing.assert_close(second, step, rtol=1e-7, atol=1e-7)
+
+
+def sampled(method: str) -> Callable[[Tensor], Tensor]:
+    """The end of a short run that may draw noise, always the same."""
+    by_hand = {"heun_stratonovich": "stratonovich", "reversible_heun": "stratonovich"}
+    sde = interp.SDE(lambda t, x: -x, lambda t, x: 0.3 * x, by_hand.get(method, "ito"))
+    term = sde if find(method).kind == "sde" else PATH.ode(bent, view="data")
+
+    def run(x: Tensor) -> Tensor:
+        return interp.solve(term, x, (0.5, 0.9), method, "torch", steps=3, seed=0).x
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("method", [m.name for k in ("path", "sde") for m in interp.methods(k)])
+def test_samplers_under_transforms(method: str) -> None:
+    """What a run is made of, its coefficients and its noise, is outside of every transform."""
+    x, run = state(2, 2), sampled(method)
+
+    def value(x: Tensor) -> Tensor:
+        return run(x).square().sum()
+
+    at = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(value(at), at)
+    torch.testing.assert_close(torch.func.grad(value)(x), plain, rtol=1e-12, atol=1e-12)
+    _, along = torch.func.jvp(value, (x,), (x,))
+    torch.testing.assert_close(along, (plain * x).sum(), rtol=1e-10, atol=1e-10)
+    many = torch.func.vmap(torch.func.grad(value))(torch.stack([x, x]))
+    torch.testing.assert_close(many, torch.stack([plain, plain]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("term", ["by hand", "velocity"])
