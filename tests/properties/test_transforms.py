@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interp.errors import OutOfRange
@@ -147,6 +147,30 @@ def test_a_model_of_one_path_is_adapted_to_any_other(path, trained_on, target, v
     x = drawn(target, path, inside)
     found, wanted = adapted(at(inside), x), getattr(target, view)(path)(inside, x)
     assert (found - wanted).abs().max() <= 1e-8 * (1 + wanted.abs().max())
+
+
+@MANY
+@given(
+    schedules(), schedules(), targets(), st.sampled_from(["data", "noise", "score"]), times(0.05)
+)
+def test_a_model_is_adapted_in_single_precision(path, trained_on, target, view, t):
+    """At float32 points: 8 roundings of 6e-8 of the view, and of the points through its slope."""
+    ends = [(p.log_snr(0.0), p.log_snr(1.0)) for p in (path, trained_on)]
+    assume(max(low for low, _ in ends) < min(high for _, high in ends))
+    adapted = path.adapt(getattr(target, view)(trained_on), trained_on=trained_on, view=view)
+    low, high = adapted.interval
+    inside = low + (high - low) * t
+    x = drawn(target, path, inside).float()
+    point = x.double().requires_grad_()
+    wanted = getattr(target, view)(path)(inside, point)
+    slope = sum(
+        torch.autograd.grad(wanted[:, i].sum(), point, retain_graph=True)[0].abs().max()
+        for i in range(target.dim)
+    )
+    found = adapted(at(inside), x)
+    assert found.dtype == torch.float32
+    size = wanted.abs().max() + slope * x.abs().max()
+    assert (found - wanted).abs().max() <= 8 * 6e-8 * size
 
 
 @MANY
