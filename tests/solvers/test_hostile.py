@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
+import interp
+from interp.errors import FieldError
 
 SCRIPT = Path(__file__).with_name("hostile_fields.py")
 RIGHT = "right"
@@ -100,3 +104,26 @@ def test_every_hostile_field_is_run() -> None:
         for before, line in zip(source.splitlines(), source.splitlines()[1:], strict=False)
         if before == "@case"
     ] == list(EXPECTED)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "ab3", "kencarp4"])
+def test_memory_freed_under_a_run_in_torch_is_an_error(method: str) -> None:
+    """Torch itself would read on where nothing is."""
+    x, run = torch.ones(4, 3), {"method": method, "backend": "torch", "steps": 4}
+
+    def frees_the_state(t: Tensor, x: Tensor) -> Tensor:
+        slope = -x
+        x.untyped_storage().resize_(0)
+        return slope
+
+    def returns_nothing(t: Tensor, x: Tensor) -> Tensor:
+        slope = -x
+        slope.untyped_storage().resize_(8)
+        return slope
+
+    with pytest.raises(FieldError, match="freed the memory of the state"):
+        interp.solve(frees_the_state, x, **run)
+    with pytest.raises(FieldError, match="memory has been freed"):
+        interp.solve(returns_nothing, x, **run)
+    narrow = interp.solve(lambda t, x: -x[:, :1].expand(4, 3), x, **run).x
+    assert torch.allclose(narrow, interp.solve(lambda t, x: -x, x, **run).x)

@@ -37,6 +37,10 @@ class Run:
         self.field_s += now() - start
         require_unwritten(y, version, "the field")
         result = like(result, y, "the field")
+        if not backed(result):
+            raise FieldError(
+                "the field returned a tensor whose memory has been freed. Return one that keeps its own."
+            )
         # A result that somebody else holds may be overwritten by the next call.
         if result.requires_grad or torch.compiler.is_compiling():
             return result
@@ -101,6 +105,18 @@ def require_unwritten(y: Tensor, version: int, who: str) -> None:
         raise FieldError(
             f"{who} wrote into the state that it was given. Work on a copy: x.clone()."
         )
+    if not backed(y):
+        raise FieldError(
+            f"{who} freed the memory of the state that it was given. Work on a copy: x.clone()."
+        )
+
+
+def backed(x: Tensor) -> bool:
+    """Whether a plain tensor still has the memory that its shape needs; of any other it is assumed."""
+    if type(x) is not Tensor or x.numel() == 0 or transforming():
+        return True
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.untyped_storage().nbytes() >= (x.storage_offset() + last + 1) * x.element_size()
 
 
 def _exclusive(result: Tensor) -> bool:
