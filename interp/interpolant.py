@@ -14,8 +14,9 @@ from torch import Tensor
 from . import views
 from .arguments import Time, as_time, check_element, check_rows, holds, require_same, spread
 from .base import IsotropicNormal
+from .coefficients import Coefficients
 from .curve import Curve
-from .errors import OptionError, TimeError, Unsupported
+from .errors import OptionError, TimeError, UndeterminedView, Unsupported
 from .scalar import Scalar, Schedule, widened
 
 if TYPE_CHECKING:
@@ -246,14 +247,33 @@ class Interpolant(Curve):
         views.check(target)
         if source == target:
             return value
-        k = self.coefficients(time)
-        if self.gaussian_base:
-            p, q = views.weights(k, source, target)
-        else:
-            p, q = views.two_sided(k, source, target, latent=self.gamma is not None)
+        p, q = self._shares(self.coefficients(time), source, target)
         if p is None:
             return self.combine((q,), (value,))
         return self.combine((q, p), (value, x)) if self.element else _balanced(p, x, q, value)
+
+    def determined_by(self, view: str, t: Time = 0.5) -> tuple[str, ...]:
+        """The views that a model of ``view`` tells at ``t``, itself among them: where `convert` leads.
+
+        Raises:
+            UnknownName: a view that does not exist.
+            TimeError: t outside [0, 1] or NaN.
+        """
+        views.check(view)
+        k, told = self.coefficients(t), []
+        for target in views.VIEWS:
+            try:
+                self._shares(k, view, target)
+            except UndeterminedView:
+                continue
+            told.append(target)
+        return tuple(told)
+
+    def _shares(self, k: Coefficients, source: str, target: str) -> tuple[Tensor | None, Tensor]:
+        """(p, q) with target = p x + q source."""
+        if self.gaussian_base:
+            return views.weights(k, source, target)
+        return views.two_sided(k, source, target, latent=self.gamma is not None)
 
     # The base
 

@@ -370,6 +370,23 @@ def test_two_sided_the_missing_function_is_named():
         bridge.convert(x, "v_prediction", "noise", x, 0.5)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize("latent", [None, lambda t: torch.sqrt(t * (1 - t))])
+def test_what_a_view_determines_is_where_it_converts(t, gaussian, latent):
+    path = Interpolant(lambda t: 1 - t, lambda t: t, latent, gaussian_base=gaussian)
+    x = torch.ones(2, 2, dtype=torch.float64)
+    for source in VIEWS:
+        told = path.determined_by(source, t)
+        assert source in told
+        for target in VIEWS:
+            if target in told:
+                assert path.convert(x, source, target, x, t).isfinite().all()
+            else:
+                with pytest.raises(UndeterminedView):
+                    path.convert(x, source, target, x, t)
+
+
 def test_an_unknown_view_gets_the_nearest_names():
     x = torch.randn(3, 2)
     with pytest.raises(UnknownName, match="velocity"):
