@@ -40,6 +40,10 @@ def timesteps(path: Interpolant, indices: Sequence[float]) -> list[float]:
     return _ending_clean("timesteps", indices, [(n - 1 - k) / n for k in indices])
 
 
+#: Levels may have gone through float32, and through a power and back, as Karras's have.
+_ROUNDING = 1e-6
+
+
 def sigmas(path: Interpolant, levels: Sequence[float]) -> list[float]:
     """The times at which sigma / beta has the given values, then t = 1.
 
@@ -61,7 +65,7 @@ def sigmas(path: Interpolant, levels: Sequence[float]) -> list[float]:
     if path.reversed:
         high, low = low, high
     for level in levels:
-        near = (1 - 1e-9) * low <= level <= (1 + 1e-9) * high
+        near = (1 - _ROUNDING) * low <= level <= (1 + _ROUNDING) * high
         if not (near or level == 0) or math.isnan(level):
             raise OptionError(
                 f"sigma / beta = {level:g} is not on this path, which has {low:g} to {high:g}. Give "

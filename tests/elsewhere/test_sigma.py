@@ -92,6 +92,18 @@ def test_the_paper_s_steps_are_even_ones():
     torch.testing.assert_close(torch.tensor(seen, dtype=F64), karras, rtol=1e-9, atol=0)
 
 
+def test_levels_in_single_precision_may_miss_the_ends_by_rounding():
+    """As k-diffusion makes them: Karras's, with a 0 at the end."""
+    path, model = interp.from_k_diffusion(model_of("data"), 80.0, 0.02)
+    ramp = torch.linspace(0, 1, 15)
+    sigmas = (80.0 ** (1 / 7) + ramp * (0.02 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7
+    assert float(sigmas[-1]) != 0.02
+    x = 80.0 * torch.linspace(-2, 2, 7, dtype=F64)[:, None]
+    sol = interp.solve(path.ode(model), x, method="ddim", grid=("sigmas", [*sigmas.tolist(), 0.0]))
+    assert sol.stats.nfe == 15
+    assert sol.x.isfinite().all()
+
+
 def test_a_model_of_sigma_that_makes_no_sense_is_named():
     with pytest.raises(OptionError, match="neither sigma_max nor sigmas"):
         interp.from_k_diffusion(model_of("data"))

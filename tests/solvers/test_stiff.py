@@ -135,3 +135,19 @@ def test_what_implicit_methods_refuse() -> None:
     with pytest.raises(SolveError, match="Newton") as caught:
         interp.solve(lambda t, x: -1e6 * (x - 0.5).sign(), x, method="kencarp4", steps=1)
     assert caught.value.reason == "no_convergence"
+
+
+@pytest.mark.parametrize("steps", [None, 20])
+@pytest.mark.parametrize("method", ["kvaerno3", "kencarp4"])
+def test_rows_that_are_not_finite_are_named(method: str, steps: int | None) -> None:
+    """Though no stage is found there, what is wrong is the field."""
+
+    def breaks(t: Tensor, x: Tensor) -> Tensor:
+        bad = (torch.arange(len(x)) == 1)[:, None] & (t > 0.5)
+        return torch.where(bad, math.nan, -x)
+
+    with pytest.raises(SolveError, match="NaN or infinite at t = 0.5, .* in row 1") as caught:
+        interp.solve(breaks, torch.ones(3, 2, dtype=F64), method=method, steps=steps)
+    assert caught.value.rows == [1]
+    assert caught.value.reason == "non_finite"
+    assert caught.value.last.isfinite().all()

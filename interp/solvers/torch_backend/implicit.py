@@ -60,7 +60,6 @@ class ImplicitStep(Step):
             t = stage_time(self.numbers.c[i], self.t, self.end)
             y = self._solved(t, base, guess, self.h * gamma, (matrix.LU, matrix.pivots))
             if not finite(y):
-                self.status = "no_convergence"
                 break
             self.slopes.append((y - base) / (self.h * gamma))
         return y
@@ -95,10 +94,14 @@ class ImplicitStep(Step):
     def _solved(
         self, t: float, base: Tensor, y: Tensor, step: float, lu: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """The stage's state; NaN where Newton's method does not converge."""
+        """The stage's state; NaN where the field is, and everywhere if Newton's method does not converge."""
         before = None
         for _ in range(ITERATIONS if self.goal is not None else 3 * ITERATIONS):
-            residual = base + step * self.run.slope(t, y) - y
+            slope = self.run.slope(t, y)
+            if not finite(slope):
+                self.status = "non_finite"
+                return base + step * slope
+            residual = base + step * slope - y
             change = torch.linalg.lu_solve(*lu, residual.reshape(*lu[0].shape[:2], 1))
             y = y + change.reshape(y.shape)
             size = self._size(change.reshape(y.shape), y)
@@ -109,6 +112,7 @@ class ImplicitStep(Step):
             if not size < float("inf") or rate > 4:
                 break
             before = size
+        self.status = "no_convergence"
         return torch.full_like(y, float("nan"))
 
     def _size(self, change: Tensor, y: Tensor) -> float:
