@@ -24,7 +24,7 @@ Curve = Sequence[tuple[int, float]]
 
 
 def loss_curve(losses: Curve | Mapping[str, Curve], to: style.To) -> None:
-    """Write (step, loss) as a PNG: every step pale, its running mean in ink.
+    """Write (step, loss) as a PNG: every step, pale under a running mean where there are many.
 
     Args:
         losses: in the order of the steps; or a mapping of names to such curves, as an adversarial
@@ -38,8 +38,11 @@ def loss_curve(losses: Curve | Mapping[str, Curve], to: style.To) -> None:
         color = style.PALETTE[k % len(style.PALETTE)]
         steps, values = [float(s) for s, _ in curve], [v for _, v in curve]
         window = max(1, len(values) // 50)
-        pale = {"color": style.PALE} if len(named) == 1 else {"color": color, "alpha": 0.2}
-        (line,) = axes.plot(steps, values, linewidth=0.8, **pale)
+        look = {"color": color, "linewidth": 1.8}
+        if window > 1:  # the mean is drawn so, and the steps pale under it
+            pale = {"color": style.PALE} if len(named) == 1 else {"color": color, "alpha": 0.2}
+            look = {**pale, "linewidth": 0.8}
+        (line,) = axes.plot(steps, values, **look)
         if window > 1:
             mean = torch.tensor(values).unfold(0, window, 1).mean(1)
             middle = torch.tensor(steps).unfold(0, window, 1).mean(1)
