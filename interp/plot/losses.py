@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def loss_curve(losses: Curve | Mapping[str, Curve], to: style.To) -> None:
         color = style.PALETTE[k % len(style.PALETTE)]
         steps, values = [float(s) for s, _ in curve], [v for _, v in curve]
         window = max(1, len(values) // 50)
-        look = {"color": color, "linewidth": 1.8}
+        look: dict[str, Any] = {"color": color, "linewidth": 1.8}
         if window > 1:  # the mean is drawn so, and the steps pale under it
             pale = {"color": style.PALE} if len(named) == 1 else {"color": color, "alpha": 0.2}
             look = {**pale, "linewidth": 0.8}
