@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def wanted(term: PathODE | PathSDE, ends: tuple[float, float], options: Mapping[str, Any]) -> bool:
-    """Whether a run over ``ends`` ends with the step to clean data."""
+    """Whether a run over ``ends`` ends with the step to clean data: not at the base of a reversed path."""
     path, (start, stop) = term.path, ends
-    noisy = path.gaussian_base and not path.boundary.ends_clean
+    noisy = path.gaussian_base and not path.reversed and not path.boundary.ends_clean
     return noisy and start < stop == 1.0 and bool(options.get("denoise", True))
 
 
