@@ -99,7 +99,7 @@ class Levels:
         path = self.path
         wanted = over_elements(lam if self.kind == "data" else -lam)
         if path.element:
-            t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()))
+            t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()), 2)
         else:
             low, high = sorted((path.log_snr(0.0).item(), path.log_snr(1.0).item()))
             t = path.time_at_log_snr(host(np.clip(2.0 * wanted, low, high).tolist()))

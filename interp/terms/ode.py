@@ -107,7 +107,7 @@ class PathODE(PathTerm):
         lam = -2 * host(noise).log()
         if path.element:
             axes = tuple(range(-len(path.element), 0))
-            t = bisected(lambda t: path.log_snr(t).amin(axes), lam)
+            t = bisected(lambda t: path.log_snr(t).amin(axes), lam, 2)
         else:
             t = path.time_at_log_snr(lam)
         return 1 - float(t) if self.path.reversed else float(t)
