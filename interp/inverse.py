@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,25 +9,20 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def bisected(rising: Callable[[Tensor], Tensor], value: Tensor, parts: int = 64) -> Tensor:
+def bisected(rising: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """The last double in [0, 1] at which ``rising`` is at most ``value``.
 
-    Doubles in [0, 1] are ordered as their bits are, so that cutting the 62 bits reaches full precision
-    everywhere, also at t = 1e-300. Each cut is into ``parts``, whose ends are looked at together: a
-    schedule's call costs the same for one time as for a hundred.
+    Doubles in [0, 1] are ordered as their bits are, so that 62 halvings of the bits reach full
+    precision everywhere, also at t = 1e-300. One cut a time, and always the same ones: noise inside a
+    step is keyed by the last bit of its time, which equal schedules have to share.
     """
-    shape, wanted = value.shape, value.reshape(-1, 1)
-    low = torch.zeros_like(wanted).view(torch.int64)
-    high = torch.ones_like(wanted).view(torch.int64)
-    shares = torch.arange(1, parts, device=value.device)
-    for _ in range(math.ceil(62 / math.log2(parts)) + 1):
-        gap = high - low
-        ends = low + gap // parts * shares + gap % parts * shares // parts
-        times = ends.view(torch.float64).reshape(-1)
-        below = (rising(times).reshape(ends.shape) <= wanted).long().cumprod(1)
-        ends, count = torch.cat([low, ends, high], 1), below.sum(1, keepdim=True)
-        low, high = ends.gather(1, count), ends.gather(1, count + 1)
-    return low.view(torch.float64).reshape(shape)
+    low = torch.zeros_like(value).view(torch.int64)
+    high = torch.ones_like(value).view(torch.int64)
+    for _ in range(62):
+        middle = (low + high) // 2
+        below = rising(middle.view(torch.float64)) <= value
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low.view(torch.float64)
 
 
 def followed(rising: Callable[[Tensor], Tensor], t: Tensor, value: Tensor) -> Tensor:

@@ -94,12 +94,12 @@ class Levels:
         """The levels of the path at other values of lambda (finite, in this kind's own sign).
 
         Where lambda differs between elements: at the times at which its mean over them is that of the
-        values.
+        values over them.
         """
         path = self.path
         wanted = over_elements(lam if self.kind == "data" else -lam)
         if path.element:
-            t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()), 2)
+            t = bisected(lambda t: _mean(path.levels(t)[2]), host(wanted.tolist()))
         else:
             low, high = sorted((path.log_snr(0.0).item(), path.log_snr(1.0).item()))
             t = path.time_at_log_snr(host(np.clip(2.0 * wanted, low, high).tolist()))

@@ -102,12 +102,12 @@ class PathODE(PathTerm):
         return float(self.path.sigma(t).min()) <= NEGLIGIBLE
 
     def almost_clean(self, noise: float) -> float:
-        """The last t of a run to clean data at which some element has sigma / beta = noise."""
+        """The last t of a run to clean data at which some element still has sigma / beta = noise."""
         path = self.path.reverse() if self.path.reversed else self.path
         lam = -2 * host(noise).log()
         if path.element:
             axes = tuple(range(-len(path.element), 0))
-            t = bisected(lambda t: path.log_snr(t).amin(axes), lam, 2)
+            t = bisected(lambda t: path.log_snr(t).amin(axes), lam)
         else:
             t = path.time_at_log_snr(lam)
         return 1 - float(t) if self.path.reversed else float(t)
