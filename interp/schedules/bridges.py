@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import OptionError, UnknownName
 from ..interpolant import Interpolant
 from ..scalar import Schedule
 from . import gammas
-from .forms import positive
 
 _GAMMAS = {
     "constant": gammas.constant,
@@ -38,7 +38,7 @@ def brownian_bridge(sigma: float = 1.0, gaussian_base: bool = False) -> Interpol
 
     Source: Tong, Malkin, Fatras et al. 2023 (2307.03672).
     """
-    positive(sigma=sigma)
+    positive("sigma", sigma)
 
     def time_at_log_snr(lam: Tensor) -> Tensor:
         # With r = (1 - t) / t, exp(-lam) = r^2 + sigma^2 r; all over exp(-lam / 2).
@@ -72,7 +72,7 @@ def foellmer(sigma: float = 1.0) -> Interpolant:
 
     Source: Foellmer 1985; Huang, Jiao, Kang et al. 2021, Schroedinger-Foellmer sampler (2106.10880).
     """
-    positive(sigma=sigma)
+    positive("sigma", sigma)
     shift = 2 * math.log(sigma)
     return Interpolant(
         gammas.root(sigma**2),

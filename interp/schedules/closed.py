@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import OptionError
 from ..interpolant import Interpolant
 from ..scalar import Schedule
-from .forms import Power, Root, positive
+from .forms import Power, Root
 
 
 def linear() -> Interpolant:
@@ -42,7 +43,8 @@ def power(p: float = 1.0, q: float = 1.0) -> Interpolant:
 
     Source: the family of Lipman et al. 2022 (2210.02747) with other powers.
     """
-    positive(p=p, q=q)
+    positive("p", p)
+    positive("q", q)
     for name, value in (("p", p), ("q", q)):
         if value < 0.5:
             raise OptionError(f"{name} = {value!r}. Give a power of 1/2 or more.")
@@ -65,7 +67,7 @@ def polynomial(n: float = 2.0) -> Interpolant:
 
     Source: Lipman et al. 2024, Flow Matching Guide and Code (2412.06264), the convex schedulers.
     """
-    positive(n=n)
+    positive("n", n)
     if n < 0.5:
         raise OptionError(f"n = {n!r}. Give a power of 1/2 or more.")
     beta = Power(n)
@@ -91,7 +93,7 @@ def trigonometric(theta: float = math.pi / 2) -> Interpolant:
 
     Source: Albergo, Boffi, Vanden-Eijnden 2023 (2303.08797) for theta = pi / 2.
     """
-    positive(theta=theta)
+    positive("theta", theta)
     if theta >= math.pi:
         raise OptionError(f"theta = {theta!r}. Give an angle inside (0, pi), e.g. pi / 2.")
     sine, cosine = math.sin(theta), math.cos(theta)
@@ -136,7 +138,7 @@ def cosine(s: float = 0.008) -> Interpolant:
 
     Source: Nichol, Dhariwal 2021 (2102.09672), eq. 17; their t / T is our u.
     """
-    positive(s=s)
+    positive("s", s)
     c = math.pi / (2.0 * (1.0 + s))
     sine, cosine = math.cos(s * c), math.sin(s * c)  # of c itself, its complement being s c
 

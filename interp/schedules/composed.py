@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .. import algebra
 from ..algebra import GeometricMean, Hypot, Piecewise, Reciprocal, Sum, constant
+from ..arguments import positive
 from ..errors import OptionError, ScheduleError
 from ..interpolant import Interpolant
 from ..scalar import GRID, Scalar, Schedule
 from ..transforms import After, as_warp, composed, rescale, reverse
 from ..transforms import warp as _warped
 from . import warps
-from .forms import positive
 
 __all__ = [
     "clocked", "ensemble", "piecewise", "product", "rescale", "reverse", "shifted", "warp",
@@ -176,7 +176,7 @@ def shifted(path: Interpolant, factor: float, keep: str | None = None) -> Interp
     Source: Hoogeboom, Heek, Salimans 2023 (2301.11093), log-SNR shift by 2 log(reference / side);
     Esser et al. 2024 (2403.03206) for the linear path.
     """
-    positive(factor=factor)
+    positive("factor", factor)
     if not path.gaussian_base:
         raise OptionError(
             "the base of this path is not Gaussian, so that it has no one sigma to shift. Warp it."

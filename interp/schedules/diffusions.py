@@ -8,17 +8,19 @@ import numbers
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..errors import OptionError
 from ..interpolant import Interpolant
 from ..scalar import Schedule
-from .forms import Complement, Exponential, Power, positive
+from .forms import Complement, Exponential, Power
 
 
 class _LinearRate:
     """A rate of noising linear in u: B(u) = low + u (high - low), and log beta = -int_0^u B / 2."""
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
-        positive(beta_min=beta_min, beta_max=beta_max)
+        positive("beta_min", beta_min)
+        positive("beta_max", beta_max)
         self.low, self.growth = beta_min, beta_max - beta_min
         self.config = {"beta_min": beta_min, "beta_max": beta_max}
 
@@ -140,7 +142,7 @@ def edm(sigma_min: float = 0.0, sigma_max: float = 80.0, rho: float = 7.0) -> In
     Source: Karras, Aittala, Aila, Laine 2022 (2206.00364), eq. 5.
     """
     _check_order(sigma_min, sigma_max, -1.0)
-    positive(rho=rho)
+    positive("rho", rho)
     if rho < 0.5:
         raise OptionError(f"rho = {rho!r}. Give a power of 1/2 or more.")
     low = (sigma_min / sigma_max) ** (1.0 / rho)

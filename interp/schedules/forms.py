@@ -6,14 +6,11 @@ small there comes from sin, expm1, log or a power of it, never from a difference
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
 from ..scalar import Schedule
 
 Function = Callable[[Tensor], Tensor]
@@ -78,15 +75,3 @@ class Power(Schedule):
     def jet(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v, p, c = self._inner(t), self._p, self._scale
         return c * v**p, (c * self._rate) * v ** (p - 1), (c * c * self._rate) * v ** (2 * p - 1)
-
-
-def positive(**values: object) -> None:
-    """Refuse what is not a positive, finite number.
-
-    Raises:
-        OptionError: names the argument and its value.
-    """
-    for name, value in values.items():
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not 0.0 < float(value) < math.inf:  # type: ignore[arg-type]
-            raise OptionError(f"{name} = {value!r}. Give a positive, finite number.")

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..arguments import positive
 from ..scalar import Schedule
-from .forms import Root, positive
+from .forms import Root
 
 
 def root(a: float = 2.0) -> Schedule:
@@ -22,7 +23,7 @@ def root(a: float = 2.0) -> Schedule:
     Raises:
         OptionError: an ``a`` that is not positive and finite.
     """
-    positive(a=a)
+    positive("a", a)
     return Root(lambda t: a * t * (1.0 - t), lambda t: (0.5 * a) * (1.0 - 2.0 * t))
 
 
@@ -32,7 +33,7 @@ def parabola(a: float = 1.0) -> Schedule:
     Raises:
         OptionError: an ``a`` that is not positive and finite.
     """
-    positive(a=a)
+    positive("a", a)
     return Schedule(lambda t: a * t * (1.0 - t), lambda t: a * (1.0 - 2.0 * t))
 
 
@@ -42,7 +43,7 @@ def sine_squared(a: float = 1.0) -> Schedule:
     Raises:
         OptionError: an ``a`` that is not positive and finite.
     """
-    positive(a=a)
+    positive("a", a)
 
     def near(t: Tensor) -> Tensor:  # the distance to the nearer end
         return torch.minimum(t, 1.0 - t)
@@ -62,5 +63,5 @@ def constant(a: float = 0.1) -> Schedule:
 
     Source: Tong et al. 2023 (2302.00482), I-CFM and OT-CFM.
     """
-    positive(a=a)
+    positive("a", a)
     return Schedule(lambda t: a, lambda t: 0.0)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from ..algebra import Composite, Jet, Warp
-from ..arguments import host
+from ..arguments import host, positive
 from ..errors import OptionError, UnknownName
 from ..scalar import Schedule, checked
 from . import rational
-from .forms import positive
 
 __all__ = [
     "exponential", "from_config", "kumaraswamy", "power", "shift", "sine", "smoothstep", "spline",
@@ -38,7 +37,7 @@ def shift(factor: float) -> Warp:
 
     Source: Esser et al. 2024 (2403.03206), c = 3 for images of 1024 pixels a side.
     """
-    positive(factor=factor)
+    positive("factor", factor)
     c = factor
     return _warp(
         "shift",
@@ -59,7 +58,7 @@ def power(exponent: float) -> Warp:
     Args:
         exponent: p, positive; above 1 the run lingers at the base, below 1 tau' is infinite there.
     """
-    positive(exponent=exponent)
+    positive("exponent", exponent)
     p = exponent
     return _warp(
         "power",
@@ -81,7 +80,8 @@ def kumaraswamy(a: float, b: float) -> Warp:
         a: how the run leaves the base; positive, above 1 slowly.
         b: how it comes to the data; positive, above 1 slowly.
     """
-    positive(a=a, b=b)
+    positive("a", a)
+    positive("b", b)
     return _warp(
         "kumaraswamy",
         Schedule(lambda t: 1 - (1 - t**a) ** b),

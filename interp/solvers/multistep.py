@@ -352,7 +352,9 @@ def pndm(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         x_r = phi(x, (n_1 + 2 n_2 + 2 n_3 + n_4) / 6, t, r)
 
     with phi DDIM's step and m = (t + r) / 2, on a table half-way between the indices: nine evaluations
-    more than steps. Of second order, as `ipndm`; the step to clean data is as the others.
+    more than steps. Of second order, as `ipndm`; the step to clean data is as the others. Where sigma /
+    beta falls by orders of magnitude in a step such weights magnify: from very noisy starts (above about
+    1e3) an even grid ends far off, and grid="karras" does not.
 
     Source: Liu, Ren, Lin, Zhao 2022 (2202.09778), eq. 12 and 13, algorithm 2.
     """
