@@ -30,7 +30,7 @@ from .stochastic import (
     drift_of,
     native_drift,
     noise_of,
-    own_stop,
+    own_grid,
     require_calculus,
     require_finite,
     require_saves_on,
@@ -51,7 +51,7 @@ def reversible_heun(
     require_calculus("reversible_heun", term, noise, ito=False, matrix=True)
     require_finite(request, term)
     require_saves_on(grid, request.saves)
-    stop, last = own_stop(HEUN, request, term)
+    own, last = own_grid(HEUN, request, term, x)
     saves = [s for s in request.saves if last is None or s != last]
     drift = drift_of(term, request.cond)
     problem = pose(x, x, saves, drift, term.exact_time, request.backend)
@@ -59,13 +59,13 @@ def reversible_heun(
     problem.diffusion, problem.channels = noise.field, noise.channels
     problem.observer = observer
     key = noise_key(term, x, grid, request)
-    grid = grid if last is None else grid[:-1]
+    own = grid if own is None else own
     engine: Engine = rust_backend.reversible_heun if request.backend == "rust" else kept
     if request.gradient == "reversible":
         engine = _undone
-    arguments = (noise.shared, key, grid)
+    arguments = (noise.shared, key, own)
     return Plan(
-        engine, arguments, problem, request.saves, request.asked, None, request.ends[0], stop, last,
+        engine, arguments, problem, request.saves, request.asked, None, request.ends[0], own[-1], last,
         noise=key,
     )  # fmt: skip
 

@@ -83,7 +83,7 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         chosen = choose(request, term, noise)
         require_finite(request, term)
         field, saves = drift_of(term, request.cond), request.saves
-        stop, last = own_stop(chosen, request, term)
+        grid, last = own_grid(chosen, request, term, x)
         if last is not None:
             saves = [s for s in saves if s != last]
         problem = pose(x, x, saves, field, term.exact_time, request.backend)
@@ -91,7 +91,7 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         problem.diffusion, problem.channels = noise.field, noise.channels
         problem.correction = _correction(noise.field)
         problem.observer = observer
-        return _run(chosen, problem, noise, request, term, x, stop, last)
+        return _run(chosen, problem, noise, request, term, x, grid, last)
 
     return plan
 
@@ -111,27 +111,39 @@ def require_finite(request: Request, term: SDE | PathSDE) -> None:
         )
 
 
-def own_stop(chosen: Scheme, request: Request, term: SDE | PathSDE) -> tuple[float, float | None]:
-    """Where the scheme's own steps end: one before clean data, if it would ask for the score there; and
-    the end of the first-order step that follows then.
+def own_grid(
+    chosen: Scheme, request: Request, term: SDE | PathSDE, x: Tensor
+) -> tuple[list[float] | None, float | None]:
+    """The grid of the scheme's own steps, and the end of the first-order step to clean data behind it.
+
+    It ends one step before clean data where the scheme would ask for the score there. A model of the data
+    tells it by s = (beta D - x) / sigma^2, which is rounding from where sigma^2 is as small as that of x: its
+    grid ends there.
     """
-    (start, stop), grid = request.ends, request.grid
-    asks = any(c == 1 and kind == "drift" for c, kind, _ in chosen.stages)
+    grid, (start, stop) = request.grid, request.ends
     if (
         grid is None
         or start > stop
-        or not (asks and isinstance(term, PathSDE) and term.exponential)
+        or not (isinstance(term, PathSDE) and term.exponential)
+        or term.view in NOISE_LIKE
+        or float(term.path.coefficients(host(stop)).sigma) > NEGLIGIBLE
     ):
-        return stop, None
-    clean = float(term.path.coefficients(host(stop)).sigma) <= NEGLIGIBLE
-    return (grid[-2], stop) if clean and term.view not in NOISE_LIKE else (stop, None)
+        return grid, None
+    asks = any(c == 1 and kind == "drift" for c, kind, _ in chosen.stages)
+    count = len(grid) - asks
+    if term.view == "data":
+        told = term.path.noise_scale(host(grid[:-1])) > 4 * torch.finfo(x.dtype).eps ** 0.5
+        if not told.all():
+            saved = [i for i, t in enumerate(grid) if t in request.saves and t != stop]
+            count = min(count, max(int(told.int().argmin()), *saved, 0) + 1)
+    return (grid, None) if count == len(grid) else (grid[:count], stop)
 
 
 def _run(
     chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor,
-    stop: float, last: float | None,
+    grid: list[float] | None, last: float | None,
 ) -> Plan:  # fmt: skip
-    start, grid = request.ends[0], request.grid
+    start, stop = request.ends
     goal = None
     if grid is None:
         # Its times are the tree's own, so that the depth only says how short a step may become.
@@ -139,9 +151,9 @@ def _run(
         key = replace(noise_key(term, x, [start, stop], request), depth=depth)
         goal = request.adaptive((start, stop))
     else:
-        key = noise_key(term, x, grid, request)
-        require_saves_on(grid, request.saves)
-        grid = grid if last is None else grid[:-1]
+        key = noise_key(term, x, request.times, request)
+        require_saves_on(request.times, request.saves)
+        stop = grid[-1]
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).stochastic
     arguments = (chosen, noise.shared, key, grid, goal)
     saves, asked = request.saves, request.asked

@@ -439,3 +439,27 @@ def test_a_diffusion_that_is_not_finite(backend: str) -> None:
 def test_output_times_between_steps() -> None:
     with pytest.raises(OptionError, match=r"save_at holds t = 0\.3"):
         solve(geometric(), torch.ones(2, 1), "srk", steps=4, save_at=[0.3])
+
+
+# Clean data at a steep end
+
+
+@pytest.mark.parametrize("method", ["milstein", "srk", "heun_stratonovich", "reversible_heun"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [100, 300])
+def test_a_model_of_the_data_where_sigma_is_rounding(
+    method: str, dtype: torch.dtype, steps: int
+) -> None:
+    """sigma = 5 (1 - t)^7 falls below every rounding of x, where s = (D - x) / sigma^2 is rounding alone."""
+    path, law = schedules.edm(sigma_max=5.0), interp.exact.Gaussian([0.3, -0.5], [0.5, 0.2])
+    assert path.sigma(1.0) == 0
+    x = (law.sample(2000, seed=2) + path.base.sample((2000, 2), seed=0)).to(dtype)
+    term = path.sde(law.data(path), view="data", diffusion=0.5)
+    end = interp.solve(term, x, method=method, steps=steps, seed=1).x.double()
+    assert end.mean(0) == pytest.approx(torch.tensor([0.3, -0.5]), abs=0.1)
+    assert end.var(0) == pytest.approx(torch.tensor([0.5, 0.2]), abs=0.15)
+    half = interp.solve(
+        term, x, method=method, steps=steps, seed=1, save_at=[0.5, (steps - 1) / steps, 1.0]
+    )
+    assert half.xs.isfinite().all()
+    assert torch.equal(half.ts, torch.tensor([0.5, (steps - 1) / steps, 1.0], dtype=torch.float64))
