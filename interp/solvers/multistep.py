@@ -246,7 +246,9 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
     Args:
         levels: the grid.
-        options: order (2), variant ("bh2", "bh1"), prediction ("data", "noise").
+        options: order (2), variant ("bh2", "bh1"), prediction ("data", "noise"), lower_order_final (True, see
+            `answers`), whose last step of order 1 leaves a run of order 2 whatever p; False keeps p there
+            and the run is of order p + 1, but for the first-order step to clean data.
 
     Source: Zhao, Bai, Rao, Zhou, Lu 2023 (2302.04867), algorithms 1, 2 and 5 to 8.
     """
@@ -258,7 +260,7 @@ def unipc(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
         h = np.diff(levels.lam, axis=0)
         first = -np.expm1(-h)
     B = h if bh1 else first
-    count = answers(levels, p, falling=True)
+    count = answers(levels, p, options.get("lower_order_final", True))
     shares = extrapolated(levels, count)
     i = np.flatnonzero(count == 2)
     if len(i):

@@ -313,6 +313,33 @@ def test_observed_order_on_a_gaussian_and_on_a_mixture(
     assert_order(method, order=order, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"variant": "bh1"}, {"prediction": "noise"}])
+def test_unipc_is_of_one_order_more_where_its_last_step_keeps_its_own(
+    order: int, options: dict[str, object]
+) -> None:
+    """The corrector's (Zhao et al. 2023, section 3); with the usual last step it is 2 whatever p."""
+    law, path = MIXTURE, PATHS["variance_preserving"]
+    x, ends = start() * path.coefficients(0.2).sigma.item(), (0.2, 0.9)
+    term = path.ode(law.data(path), view="data")
+    true = interp.solve(term, x, ends, "dop853", rtol=1e-13, atol=1e-13).x
+
+    def observed(falling: bool) -> float:
+        errors = [
+            (
+                interp.solve(
+                    term, x, ends, "unipc", steps=n, grid="log_snr", order=order,
+                    lower_order_final=falling, **options,
+                ).x - true
+            ).abs().max().item()
+            for n in (80, 160)
+        ]  # fmt: skip
+        return math.log2(errors[0] / errors[1])
+
+    assert observed(False) == pytest.approx(order + 1, abs=0.5)
+    assert observed(True) == pytest.approx(2, abs=0.3)
+
+
 def test_the_printed_update_is_of_order_two_on_mixtures_too() -> None:
     assert_order("dpm++3m", order=2, published=True)
     with pytest.raises(AssertionError, match="not 3"):
