@@ -139,7 +139,7 @@ def test_scale_one_is_one_call_of_the_conditional_model():
     [
         ({"scale": math.nan}, "scale is nan"),
         ({"parallel": -1.0}, "parallel"),
-        ({"radius": 0.0}, "radius is 0"),
+        ({"radius": 0.0}, "radius=0.0"),
         ({"uncond": 3}, "uncond is a int"),
     ],
 )
