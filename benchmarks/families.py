@@ -52,7 +52,7 @@ WIDTH = 128
 SHARED = {"ddim": "ddpm"}
 
 #: The share of the steps for families of dearer steps, so that a seed takes at most about a minute.
-FEWER = {"diffflow": 1 / 3, "jko": 2 / 3, "energy_matching": 2 / 3}
+FEWER = {"diffflow": 1 / 4, "jko": 3 / 5, "energy_matching": 2 / 3}
 
 #: What makes these what they are is convolutions, on images of this width.
 CONVOLUTIONAL = {"dcgan": 16}
