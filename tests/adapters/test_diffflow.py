@@ -117,6 +117,31 @@ def test_at_the_score_end_it_is_the_variance_exploding_flow():
     torch.testing.assert_close(family.forward(found, rtol=1e-9, atol=1e-9), z, rtol=0, atol=1e-5)
 
 
+class Judge(nn.Module):
+    """A GAN's critic as the logit: DiffFlow tells its networks x / r, a GAN x itself."""
+
+    def __init__(self, critic):
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, t, x):
+        return self.critic(x * (sigma(t.reshape(-1, 1)) ** 2 + 0.25).sqrt()).flatten()
+
+
+def test_at_the_other_end_particles_go_where_a_gan_sends_its_samples():
+    """g = L = 0: dx/dt = B G^2 grad l, and a GAN's samples are sent along (1 - D) grad l, D = sigmoid(l)."""
+    gan = adapters.create("gan", (2,), width=16).double()
+    family = exact(1.5, 0.0, 0.0)
+    family.logit = Judge(gan.critic)
+    x = interp.noise.normal((7, 2), seed=0, dtype=F64).requires_grad_()
+    score = gan.critic(x)
+    (sent,) = torch.autograd.grad(-7 * gan.generator_loss(score), x)
+    t = torch.linspace(0, 1, 7, dtype=F64)
+    moves = family.velocity(t, x.detach(), 0.0)
+    size = 1.5 * family.squared_rate(t)[:, None] / (1 - score.detach().sigmoid())
+    torch.testing.assert_close(moves, size * sent, rtol=1e-10, atol=0)
+
+
 def test_log_prob_is_that_of_the_particles():
     """N(m_1, V_1) of `law`, through the discriminator's own second derivative."""
     family = exact(0.75, 1.0, 0.8)
