@@ -59,7 +59,7 @@ def velocity(
         raise OptionError(f"dim={dim!r}. Give 1 or 2: more cannot be drawn.")
     t = panel_times(times)
     if len(t) < 3 - dim:
-        raise OptionError(f"times = {times!r}. Give the first and the last time.")
+        raise OptionError(f"times={times!r} do not fit. Give the first and the last time.")
     if not 0 < extent < np.inf:
         raise OptionError(f"extent={extent!r}. Give a positive number.")
     check_pair(target, path, dim)

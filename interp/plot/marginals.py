@@ -180,7 +180,9 @@ def panel_times(times: Sequence[float]) -> Tensor:
     """
     t = torch.as_tensor(times, dtype=torch.float64)
     if t.ndim != 1 or len(t) == 0 or not (t.diff() > 0).all():
-        raise OptionError(f"times = {times!r}. Give increasing times, e.g. {list(PANELS)}.")
+        raise OptionError(
+            f"times={times!r} do not fit. Give increasing times, e.g. {list(PANELS)}."
+        )
     return t
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..arguments import positive
+from ..arguments import positive, real
 from ..errors import OptionError
 from ..interpolant import Interpolant
 from ..scalar import Schedule
@@ -43,11 +43,7 @@ def power(p: float = 1.0, q: float = 1.0) -> Interpolant:
 
     Source: the family of Lipman et al. 2022 (2210.02747) with other powers.
     """
-    positive("p", p)
-    positive("q", q)
-    for name, value in (("p", p), ("q", q)):
-        if value < 0.5:
-            raise OptionError(f"{name} = {value!r}. Give a power of 1/2 or more.")
+    p, q = real("p", p, 0.5), real("q", q, 0.5)
     return Interpolant(
         Power(p, falling=True),
         Power(q),
@@ -67,9 +63,7 @@ def polynomial(n: float = 2.0) -> Interpolant:
 
     Source: Lipman et al. 2024, Flow Matching Guide and Code (2412.06264), the convex schedulers.
     """
-    positive("n", n)
-    if n < 0.5:
-        raise OptionError(f"n = {n!r}. Give a power of 1/2 or more.")
+    n = real("n", n, 0.5)
     beta = Power(n)
     return Interpolant(
         Schedule(lambda t: 0.0 - torch.expm1(n * torch.log(t)), lambda t: -beta.derivative(t)),
@@ -95,7 +89,9 @@ def trigonometric(theta: float = math.pi / 2) -> Interpolant:
     """
     positive("theta", theta)
     if theta >= math.pi:
-        raise OptionError(f"theta = {theta!r}. Give an angle inside (0, pi), e.g. pi / 2.")
+        raise OptionError(
+            f"theta={theta!r} does not fit. Give an angle inside (0, pi), e.g. pi / 2."
+        )
     sine, cosine = math.sin(theta), math.cos(theta)
     shift = math.pi / 2 - theta  # cos(theta t) as the sine of its complement: exact at t = 1
 

@@ -8,7 +8,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from ..arguments import positive
+from ..arguments import positive, real
 from ..errors import OptionError
 from ..interpolant import Interpolant
 from ..scalar import Schedule
@@ -142,9 +142,7 @@ def edm(sigma_min: float = 0.0, sigma_max: float = 80.0, rho: float = 7.0) -> In
     Source: Karras, Aittala, Aila, Laine 2022 (2206.00364), eq. 5.
     """
     _check_order(sigma_min, sigma_max, -1.0)
-    positive("rho", rho)
-    if rho < 0.5:
-        raise OptionError(f"rho = {rho!r}. Give a power of 1/2 or more.")
+    rho = real("rho", rho, 0.5)
     low = (sigma_min / sigma_max) ** (1.0 / rho)
     top = 2.0 * math.log(sigma_max)
     return Interpolant(
@@ -159,6 +157,6 @@ def _check_order(low: float, high: float, least: float) -> None:
     plain = all(isinstance(v, numbers.Real) for v in (low, high))
     if not plain or not least < low < high < math.inf or low < 0:
         raise OptionError(
-            f"sigma_min = {low!r} and sigma_max = {high!r}. Give finite noise levels with "
+            f"sigma_min={low!r} and sigma_max={high!r} do not fit. Give finite noise levels with "
             f"0 {'<' if least == 0.0 else '<='} sigma_min < sigma_max."
         )
