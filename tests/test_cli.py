@@ -193,7 +193,7 @@ def test_the_list_shows_families_and_solvers(capsys):
         assert word in shown
 
 
-PICTURES = ["plot schedules", "plot path", "plot coupling"]
+PICTURES = ["plot schedules", "plot path", "plot coupling", "plot bias"]
 
 
 @pytest.mark.parametrize(
@@ -310,6 +310,8 @@ BAD = [
     (["plot", "schedules", "lineer", "--out", "P"], "Did you mean linear"),
     (["plot", "schedules", "edm:sigma=1", "--out", "P"], "Did you mean sigma"),
     (["plot", "schedules", "edm:1", "--out", "P"], "edm:sigma_max=80"),
+    (["plot", "bias", "dpm++2m", "--steps", "2", "--out", "P"], "Did you mean dpm++2m_sde"),
+    (["plot", "bias", "srk", "--steps", "0", "--out", "P"], "steps=0"),
     (["plot", "schedules", "{linear}", "--out", "P"], "is not JSON"),
     (["plot", "schedules", "linear", "--out", "OUT"], "End it in .png"),
     (["plot", "schedules", "linear", "--out", "no/p.png"], "no folder no"),

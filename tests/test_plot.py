@@ -322,7 +322,7 @@ def test_the_field_of_a_line_is_a_picture_over_time():
     assert len(axes.collections) == 1  # the streamlines
 
 
-# Pairs, losses
+# Pairs, losses, biases
 
 
 def test_lines_join_the_pairs():
@@ -334,6 +334,29 @@ def test_lines_join_the_pairs():
         cost = (other - x0).square().sum(1).mean().item()
         assert f"{cost:.3g}" in axes.get_title("left")
     assert len(plot.coupling((x0, x1)).axes) == 1
+
+
+def test_a_dot_of_bias_stands_where_the_table_says():
+    table = interp.methods(bias=True, steps=(4, 9), mean=1.0, variance=4.0)
+    (axes,) = plot.bias(table, ["srk", "ddpm"]).axes
+    rows = [row for row in table.rows if row.name in ("srk", "ddpm")]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        f"{row.name}, {row.noise}" for row in rows
+    ]
+    drawn = {
+        (round(x, 9), int(y))
+        for c in axes.collections[1:]  # but the hairlines
+        for x, y in np.asarray(c.get_offsets())
+    }
+    low, high = axes.get_xlim()
+    assert drawn == {
+        (round(float(np.clip(s, low, high)), 9), k) for k, row in enumerate(rows) for s in row.stds
+    }
+    assert low <= table.std <= high <= 2.05 * table.std
+    with pytest.raises(UnknownName, match="Did you mean srk"):
+        plot.bias(table, ["skr"])
+    with pytest.raises(OptionError, match="no methods"):
+        plot.bias(table, [])
 
 
 def test_loss_by_time_has_means_and_standard_errors():

@@ -1,4 +1,4 @@
-"""Pictures from the command line: schedules, a path with what moves along it, couplings."""
+"""Pictures from the command line: schedules, a path with what moves along it, couplings, biases."""
 
 from __future__ import annotations
 
@@ -291,8 +291,41 @@ class Coupled(Picture):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Left(Picture):
+    """Draw what stochastic samplers leave of a known standard deviation, for your own steps and data.
+
+    Example: interp plot bias euler_maruyama dpm++2m_sde srk --steps 10 30 --out bias.png
+    """
+
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[SOLVER ...]")
+    ] = ()
+    """Names from `interp list`; without any, all that draw noise."""
+    steps: tuple[int, ...] = (20, 50, 200)
+    """A dot each."""
+    mean: float = 0.3
+    """Of the data."""
+    variance: float = 0.25
+    """Of the data."""
+    schedule: Annotated[str, tyro.conf.arg(metavar="SCHEDULE")] = "linear"
+    """A name from `interp list`, with options if need be as NAME:OPTION=VALUE,OPTION=VALUE."""
+
+    def run(self) -> None:
+        """Draw."""
+        from .. import methods, plot, schedules
+
+        self.kind(_STILL)
+        table = methods(
+            bias=True, steps=self.steps, mean=self.mean, variance=self.variance,
+            path=schedules.from_config(config(self.schedule)),
+        )  # fmt: skip
+        plot.bias(table, self.names or None, to=self.out)
+        say(f"The picture is in {self.out}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Draw schedules, a path with what moves along it, or couplings.
+    """Draw schedules, a path with what moves along it, couplings, or the bias of samplers.
 
     Example: interp plot path linear --target peaks --out path.png
     """
@@ -300,7 +333,8 @@ class Plot:
     picture: Annotated[
         Annotated[Schedules, tyro.conf.subcommand("schedules")]
         | Annotated[Along, tyro.conf.subcommand("path")]
-        | Annotated[Coupled, tyro.conf.subcommand("coupling")],
+        | Annotated[Coupled, tyro.conf.subcommand("coupling")]
+        | Annotated[Left, tyro.conf.subcommand("bias")],
         tyro.conf.arg(name=""),  # its options are those of the command, not of a group in it
     ]
 

@@ -10,6 +10,7 @@ Every function returns a matplotlib `Figure` (`animate` the frames of a film) an
     equivalence             two paths that were compared, and the map between their times
     loss_by_time            where on [0, 1] a model errs
     strip, grid             images on their way from noise, and where they arrived
+    bias                    what stochastic samplers leave of a known standard deviation
     animate                 a solution as a GIF
     target                  a law to look at, by name
 """
@@ -17,6 +18,7 @@ Every function returns a matplotlib `Figure` (`animate` the frames of a film) an
 from __future__ import annotations
 
 from .animation import animate
+from .bias import bias
 from .curves import log_snr, schedules
 from .equivalence import equivalence
 from .fields import velocity
@@ -29,6 +31,7 @@ from .runs import trajectories
 
 __all__ = [
     "animate",
+    "bias",
     "coupling",
     "density",
     "equivalence",
