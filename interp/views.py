@@ -56,7 +56,7 @@ _SLOPES = ("velocity", "mean_velocity")
 SLOPED = (*_SLOPES, "base")
 #: a = 0: one function in four scales, silent where beta is 0.
 NOISE_LIKE = ("score", "noise", "base", "energy_gradient")
-_SCORES = ("score", "energy_gradient")  # on every path, at every time
+SCORES = ("score", "energy_gradient")  # on every path, at every time
 #: What z tells where the base is not Gaussian.
 _LATENT = ("score", "noise", "energy_gradient")
 #: What the two ends tell where there is nothing else.
@@ -102,7 +102,7 @@ def weights(
     """
     if source == target and onto is None:
         return None, torch.ones_like(k.beta)
-    if source in _SCORES and target in _SCORES:
+    if source in SCORES and target in SCORES:
         return None, -torch.ones_like(k.beta)
     if source in NOISE_LIKE and target in NOISE_LIKE:
         s, T = _row(source, k, None), _row(target, k, None)
@@ -138,7 +138,7 @@ def two_sided(
     Raises:
         UndeterminedView: names the function that is missing.
     """
-    kinds = (_LATENT,) if latent else (_ENDS, _SCORES)
+    kinds = (_LATENT,) if latent else (_ENDS, SCORES)
     if source != target and not any(source in kind and target in kind for kind in kinds):
         raise _one_is_missing(k, source, target, latent)
     if latent:

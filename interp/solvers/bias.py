@@ -141,7 +141,7 @@ def _left(
     try:
         with torch.no_grad():
             made = method.scheme(term, x, request, None)
-            left = _run(made)
+            left = made.state(made.stop, _run(made))
             if made.last is not None:
                 at = host(made.stop)
                 left = term.first_order(at, host(made.last), left, term.call(at, left, {}))

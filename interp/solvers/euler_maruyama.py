@@ -20,7 +20,10 @@ def euler_maruyama(
 ) -> Plan:  # fmt: skip
     """The run of x_r = a x + b f(t, x) + s (W(r) - W(t))."""
     grid = request.times
-    field = term.drift_field(request.cond)
+    if isinstance(term, PathSDE):
+        field = term.drift_field(request.cond, grid[-1] > grid[0])
+    else:
+        field = term.drift_field(request.cond)
     problem = pose(x, x, request.saves, field, term.exact_time, request.backend)
     problem.observer = observer
     problem.native = native(term, x, request)

@@ -19,7 +19,7 @@ from ..native import NativeField, NativeModel
 from ..terms import ODE, SDE, Cond, Coordinates, PathODE, PathSDE
 from ..terms.model import Affine, needs_exact_time
 from . import control
-from .problem import Adaptive, NoiseKey, Problem, Report
+from .problem import Adaptive, NoiseKey, Observer, Problem, Report
 
 if TYPE_CHECKING:
     from .catalogue import Method
@@ -76,6 +76,15 @@ class Plan:
         if self.coordinates is None:
             return y
         return spread(self.coordinates.scale(host(t)), y) * y
+
+    def told(self, observer: Observer) -> Observer:
+        """An observer in the caller's clock and coordinates, for one in the run's."""
+
+        def observe(tau: float | list[float], y: Tensor, nfe: int) -> object:
+            t = self.times(tau) if isinstance(tau, list) else self.time(tau)
+            return observer(t, self.state(t, y), nfe)
+
+        return observe
 
 
 class Request(NamedTuple):

@@ -22,15 +22,16 @@ from torch import Tensor
 from ..errors import OptionError
 from ..terms import SDE, PathSDE
 from . import rust_backend
-from .gradients import carried, leaves_of, pulled
-from .plan import Engine, Plan, Request, pose
+from .gradients import carried as carried_back
+from .gradients import leaves_of, pulled
+from .plan import Engine, Plan, Request
 from .problem import NoiseKey, Observer, Problem, Report
 from .recurrence import noise_key
 from .stochastic import (
-    drift_of,
-    native_drift,
+    carried,
     noise_of,
     own_grid,
+    posed,
     require_calculus,
     require_finite,
     require_saves_on,
@@ -53,21 +54,21 @@ def reversible_heun(
     require_saves_on(grid, request.saves)
     own, last = own_grid(HEUN, request, term, x)
     saves = [s for s in request.saves if last is None or s != last]
-    drift = drift_of(term, request.cond)
-    problem = pose(x, x, saves, drift, term.exact_time, request.backend)
-    problem.native = native_drift(term, x, request)
-    problem.diffusion, problem.channels = noise.field, noise.channels
-    problem.observer = observer
     key = noise_key(term, x, grid, request)
     own = grid if own is None else own
+    at = carried(HEUN, term, own)
+    problem = posed(term, x, request, noise, saves, at)
     engine: Engine = rust_backend.reversible_heun if request.backend == "rust" else kept
     if request.gradient == "reversible":
         engine = _undone
     arguments = (noise.shared, key, own)
-    return Plan(
-        engine, arguments, problem, request.saves, request.asked, None, request.ends[0], own[-1], last,
+    made = Plan(
+        engine, arguments, problem, request.saves, request.asked, at, request.ends[0], own[-1], last,
         noise=key,
     )  # fmt: skip
+    if observer is not None:
+        problem.observer = made.told(observer)
+    return made
 
 
 Slopes = tuple[Tensor, Tensor]
@@ -190,7 +191,7 @@ def _undone(problem: Problem, shared: bool, key: NoiseKey, grid: list[float]) ->
     status, t = "done", grid[-1]
     for begin, end in itertools.pairwise(marks):
         leg: Any = _Leg(run, noise, grid[grid.index(begin) : grid.index(end) + 1])
-        state = carried(leg, state, leaves)
+        state = carried_back(leg, state, leaves)
         if leg.status != "done":
             status, t = leg.status, leg.t
             break

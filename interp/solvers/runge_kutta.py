@@ -52,7 +52,7 @@ class Laid:
         at, start, stop, last = self.coordinates, self.start, self.stop, self.last
         made = Plan(engine, arguments, self.problem, saves, asked, at, start, stop, last)
         if observer is not None:
-            self.problem.observer = _told(observer, made)
+            self.problem.observer = made.told(observer)
         return made
 
 
@@ -113,16 +113,6 @@ def runge_kutta(
         problem.cut = lambda rows: term.slope(cut(request.cond, rows, len(x)))
         problem.xs.fill_(float("nan"))  # where a row ends early
     return laid.plan(engine, arguments, observer)
-
-
-def _told(observer: Observer, made: Plan) -> Observer:
-    """The observer in the run's clock and coordinates."""
-
-    def observe(tau: float | list[float], y: Tensor, nfe: int) -> object:
-        t = made.times(tau) if isinstance(tau, list) else made.time(tau)
-        return observer(t, made.state(t, y), nfe)
-
-    return observe
 
 
 def _at_every_row(slope: Field) -> Field:

@@ -4,6 +4,12 @@ A method is a list of stages (c, nodes): a stage ends at lambda_t + c h, and the
 answers of the ``nodes`` (numbers of earlier stages' beginnings) stands under its integral. The last has
 c = 1. A step from or to where log-SNR is infinite is the first-order one, with one answer.
 
+A noise estimate that stands still over a step of the SDE pushes x further than it comes back: where there
+is little but noise, n = x / sigma, one stage multiplies x / sigma by 1 - eta (exp(h) - 1), which grows from
+h = log(1 + 2 / eta) on, where exp(-eta h) is right. The first-order step of the data estimate is off there by
+(beta / sigma)^2 at its end, in units of data of variance 1. It is taken where that is less, and where the
+noise estimate's is off by more than a half, of the steps that begin with more noise than data.
+
 With ``eta`` the noise of each stage is that of one Brownian path: a stage goes on from the state of the
 one before, which holds the path so far, and draws the increment between them.
 """
@@ -17,7 +23,7 @@ import numpy as np
 
 from ..arguments import real
 from .ancestral import exact_step, increments, towards_data
-from .exponential import Array, Levels, noising, weights
+from .exponential import Array, Levels, all_elements, noising, weights
 from .programme import Move, rows
 
 Stages = tuple[tuple[float, tuple[int, ...]], ...]
@@ -37,6 +43,7 @@ def singlestep(levels: Levels, stages: Stages, eta: float = 0.0) -> list[Move]:
     cs = [(level.lam - begins.lam) / h for level in inside]
     plans = []
     before: dict[int, Array] = {}
+    still, answers = begins.beta, []  # what the step makes of an estimate that goes with x
     for k, (_, nodes) in enumerate(stages, 1):
         held, z, scale, noise = noising(begins, inside[k], eta)
         theta = np.stack([cs[j] / cs[k] for j in nodes], -1)
@@ -48,15 +55,23 @@ def singlestep(levels: Levels, stages: Stages, eta: float = 0.0) -> list[Move]:
             shares = {
                 j: shares.get(j, 0.0) - held * had.get(j, 0.0) for j in sorted({*had, *shares})
             }
+        answers.append(still / inside[k - 1].beta)
+        still = held * still + sum(share * answers[j] for j, share in shares.items())
         columns = {j: rows(share) for j, share in shares.items()}
         kicks = increments(inside[k - 1], inside[k], noise)
         plans.append((inside[k - 1].t.tolist(), rows(held), columns, kicks))
+    far = np.zeros(len(finite), dtype=bool)
+    if eta and levels.kind == "noise":
+        off = np.abs(still / ends.beta - np.exp(eta * h))
+        allowed = np.minimum((ends.sigma / ends.beta) ** 2, 0.5)
+        far = ~all_elements((off <= allowed) | (begins.beta <= begins.sigma))
     moves: list[Move] = []
     place = {i: at for at, i in enumerate(finite.tolist())}
     number = 0
     for i in range(len(levels) - 1):
-        if i not in place:
-            moves.append(exact_step(levels, i, number, eta))
+        if i not in place or far[place[i]]:
+            side = levels if i not in place else levels.other
+            moves.append(exact_step(side, i, number, eta))
             number += 1
             continue
         at = place[i]
@@ -124,8 +139,8 @@ def seeds_1(levels: Levels, options: Mapping[str, Any]) -> list[Move]:
 
         x_r = (beta_r / beta_t) x - (1 + eta) sigma_r (exp(h) - 1) n + sigma_r sqrt(eta (exp(2 h) - 1)) z
 
-    An error of n is multiplied by exp(h): few steps over a large range of log-SNR can end far away, where
-    those of a data estimate do not.
+    An error of n is multiplied by exp(h), so that its long steps at much noise are those of ddpm (see
+    above in this file).
 
     Source: Gonzalez, Fernandez Pinto, Tran, Gherbi, Hajri, Masmoudi 2023 (2305.14267).
     """

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..arguments import host, transforming, whole
+from ..arguments import host, spread, transforming, whole
 from ..errors import OptionError, Unsupported
-from ..native import NativeField
-from ..terms import SDE, Cond, Field, PathSDE
+from ..terms import SDE, Carried, Cond, Coordinates, Field, PathSDE
 from ..terms.model import NEGLIGIBLE
-from ..views import NOISE_LIKE
+from ..views import SCORES
 from . import rust_backend, stochastic_tableaus, torch_backend
 from .euler_maruyama import euler_maruyama as recurrence
 from .plan import Engine, Plan, Request, native, pose
@@ -82,33 +82,35 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         noise = noise_of(term, x, request.ends[0], request.cond)
         chosen = choose(request, term, noise)
         require_finite(request, term)
-        field, saves = drift_of(term, request.cond), request.saves
         grid, last = own_grid(chosen, request, term, x)
-        if last is not None:
-            saves = [s for s in saves if s != last]
-        problem = pose(x, x, saves, field, term.exact_time, request.backend)
-        problem.native = native_drift(term, x, request)
-        problem.diffusion, problem.channels = noise.field, noise.channels
+        saves = [s for s in request.saves if last is None or s != last]
+        at = carried(chosen, term, grid)
+        problem = posed(term, x, request, noise, saves, at)
         problem.correction = _correction(noise.field)
-        problem.observer = observer
-        return _run(chosen, problem, noise, request, term, x, grid, last)
+        made = _run(chosen, problem, noise, request, term, x, grid, last)
+        made.coordinates = at
+        problem.observer = None if observer is None else made.told(observer)
+        return made
 
     return plan
 
 
 def require_finite(request: Request, term: SDE | PathSDE) -> None:
-    """Refuse a run from where G is infinite.
+    """Refuse a run from or to where G is infinite.
 
     Raises:
-        Unsupported: names a method that begins there.
+        Unsupported: names a method that goes there.
     """
-    start = request.ends[0]
-    if isinstance(term, PathSDE) and not term.eps(host(start)).isfinite():
-        raise Unsupported(
-            f'diffusion="reverse" is infinite at t = {start:g} of this path, where {request.method.name} '
-            'has no step. Use method="euler_maruyama", whose steps are exponential, or begin a little later, '
-            "e.g. t=(0.001, 1.0)."
-        )
+    if not isinstance(term, PathSDE):
+        return
+    for t in request.ends:
+        if not term.eps(host(t)).isfinite():
+            inside = tuple(0.001 if end == t else end for end in request.ends)
+            raise Unsupported(
+                f'diffusion="reverse" is infinite at t = {t:g} of this path, where {request.method.name} '
+                'has no step. Use method="euler_maruyama", whose steps are exponential, or stay a little '
+                f"away, e.g. t={inside}."
+            )
 
 
 def own_grid(
@@ -125,7 +127,7 @@ def own_grid(
         grid is None
         or start > stop
         or not (isinstance(term, PathSDE) and term.exponential)
-        or term.view in NOISE_LIKE
+        or term.view in SCORES  # which are regular there
         or float(term.path.coefficients(host(stop)).sigma) > NEGLIGIBLE
     ):
         return grid, None
@@ -171,17 +173,41 @@ def require_saves_on(grid: list[float], saves: list[float]) -> None:
         )
 
 
-def drift_of(term: SDE | PathSDE, cond: Cond) -> Field:
-    """The drift itself; of a path, velocity + (eps^2 / 2) score."""
-    if isinstance(term, SDE) or not term.exponential:
-        return term.drift_field(cond)
-    return term.explicit_drift(cond)
+def carried(chosen: Scheme, term: SDE | PathSDE, grid: list[float] | None) -> Carried | None:
+    """The coordinates of given steps of a path's SDE, at the times of all stages; None for x itself.
+
+    In x a step over a large range of sigma / beta would have to be short, for its drift alone.
+    """
+    if grid is None or not isinstance(term, PathSDE) or not term.exponential:
+        return None
+    shares = {0.0, 1.0, *(c for c, _, _ in chosen.stages)}
+    inner = {t + c * (end - t) for t, end in itertools.pairwise(grid) for c in shares}
+    return term.carried(sorted({*grid, *inner}, reverse=grid[-1] < grid[0]))
 
 
-def native_drift(term: SDE | PathSDE, x: Tensor, request: Request) -> NativeField | None:
-    """The same without Python, where it can be had."""
-    form = term.explicit_affine() if isinstance(term, PathSDE) else term.affine()
-    return None if form is None else native(term, x, request, form)
+def posed(
+    term: SDE | PathSDE, x: Tensor, request: Request, noise: Noise, saves: list[float],
+    at: Coordinates | None = None,
+) -> Problem:  # fmt: skip
+    """The run of a drift and a diffusion, those of a path in the coordinates ``at``."""
+    start, stop = request.ends
+    if isinstance(term, PathSDE):
+        exact, forward = True, stop > start
+        field = term.explicit_drift(request.cond, forward, at)
+        form = term.explicit_affine(forward, at)
+    else:
+        exact, field, form = term.exact_time, term.drift_field(request.cond), term.affine()
+    y, diffusion = x, noise.field
+    if at is not None:
+        y = spread(1 / at.scale(host(start)), x) * x
+
+        def diffusion(t: Tensor, y: Tensor) -> Tensor:
+            return spread(1 / at.scale(t), y) * noise.field(t, y)
+
+    problem = pose(x, y, saves, field, exact, request.backend)
+    problem.native = None if form is None else native(term, x, request, form)
+    problem.diffusion, problem.channels = diffusion, noise.channels
+    return problem
 
 
 def _correction(g: Field) -> Field:

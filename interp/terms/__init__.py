@@ -19,7 +19,7 @@ no conversion divides by zero.
 from __future__ import annotations
 
 from .by_hand import ODE, SDE
-from .coordinates import AngleClock, Coordinates, DataClock, LineClock, NoiseClock
+from .coordinates import AngleClock, Carried, Coordinates, DataClock, LineClock, NoiseClock
 from .energy import Energy
 from .flow_map import PathMap
 from .model import TIMES, Cond, Field, Model, told
@@ -29,6 +29,6 @@ from .sde import PathSDE, Steps
 Term = ODE | SDE | PathODE | PathSDE | PathMap
 
 __all__ = [
-    "ODE", "SDE", "TIMES", "AngleClock", "Cond", "Coordinates", "DataClock", "Energy", "Field",
+    "ODE", "SDE", "TIMES", "AngleClock", "Carried", "Cond", "Coordinates", "DataClock", "Energy", "Field",
     "LineClock", "Model", "NoiseClock", "PathMap", "PathODE", "PathSDE", "Steps", "Term", "told",
 ]  # fmt: skip

@@ -120,3 +120,31 @@ class LineClock(_OfPath):
         """Beta + sigma."""
         k = self.path.coefficients(t)
         return k.beta + k.sigma
+
+
+@dataclass(frozen=True)
+class Carried:
+    """tau = t and x = c y, with c known at some times: those at which a run asks for it.
+
+    Attributes:
+        times: these times, rising, float64.
+        scales: c there.
+    """
+
+    times: Tensor
+    scales: Tensor
+
+    def tau(self, t: Tensor) -> Tensor:
+        """The time itself."""
+        return t
+
+    def time(self, tau: Tensor) -> Tensor:
+        """The same."""
+        return tau
+
+    def scale(self, t: Tensor) -> Tensor:
+        """The scale c at the nearest of the times, which a last bit may be off."""
+        after = torch.searchsorted(self.times, t).clamp(1, len(self.times) - 1)
+        before = after - 1
+        nearer = t - self.times[before] < self.times[after] - t
+        return self.scales[torch.where(nearer, before, after)]

@@ -22,6 +22,7 @@ from ..errors import (
     Unsupported,
 )
 from ..scalar import Schedule
+from .coordinates import Carried, Coordinates
 from .model import (
     NEGLIGIBLE,
     Affine,
@@ -40,6 +41,10 @@ from .model import (
 
 if TYPE_CHECKING:
     from ..interpolant import Interpolant
+
+
+#: The standard deviation of the data whose SDE `PathSDE.carried` carries along.
+REFERENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -186,27 +191,13 @@ class PathSDE(PathTerm):
             )
         return eps
 
-    def drift_field(self, cond: Cond) -> Field:
-        """What the steps call: the model itself, or velocity + (eps^2 / 2) score."""
-        if self.exponential:
-            if self.time == "t":
-                return bound(self.model, cond)
-            return lambda t, x: self.call(t.double(), x, cond)
-
-        def drift(t: Tensor, x: Tensor) -> Tensor:
-            t = t.double()
-            if self.pair:
-                v, s = self._both(t, x, cond)
-            elif self.score is None:
-                value = self.call(t, x, cond)
-                v, s = (self.path.convert(value, self.view, w, x, t) for w in ("velocity", "score"))
-            else:
-                v = self.call(t, x, cond)
-                s = like(self.score(t.to(x.dtype), x, **cond), x, "the score")
-            weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
-            return v + weighted
-
-        return drift
+    def drift_field(self, cond: Cond, forward: bool = True) -> Field:
+        """What the recurrence calls: the model itself, or the drift of a run that goes ``forward``."""
+        if not self.exponential:
+            return self.explicit_drift(cond, forward)
+        if self.time == "t":
+            return bound(self.model, cond)
+        return lambda t, x: self.call(t.double(), x, cond)
 
     def affine(self) -> Affine | None:
         """What the steps call as one call of the model; None where it takes more."""
@@ -218,32 +209,86 @@ class PathSDE(PathTerm):
             self.model, lambda times: readings(told(self.path, self.time, host(times)), 1, 1, 0)
         )
 
-    def explicit_drift(self, cond: Cond) -> Field:
-        """Velocity + (eps^2 / 2) score as one function, also where the steps need not have it."""
+    def explicit_drift(
+        self, cond: Cond, forward: bool = True, at: Coordinates | None = None
+    ) -> Field:
+        """Velocity + (eps^2 / 2) score as one function, of y = x / c in the coordinates ``at``.
+
+        Backwards the noise that is added has to be taken away by -(eps^2 / 2) score.
+        """
 
         def drift(t: Tensor, x: Tensor) -> Tensor:
             t = t.double()
-            value = self.call(t, x, cond)
-            v, s = (self.path.convert(value, self.view, w, x, t) for w in ("velocity", "score"))
-            weighted: Tensor = spread(self.eps(t) ** 2 / 2, x) * s
+            if self.pair:
+                v, s = self._both(t, x, cond)
+            elif self.score is None:
+                value = self.call(t, x, cond)
+                v, s = (self.path.convert(value, self.view, w, x, t) for w in ("velocity", "score"))
+            else:
+                v = self.call(t, x, cond)
+                s = like(self.score(t.to(x.dtype), x, **cond), x, "the score")
+            weighted: Tensor = spread(self._half(t, forward), x) * s
             return v + weighted
 
-        return drift
+        if at is None:
+            return drift
 
-    def explicit_affine(self) -> Affine | None:
+        def inside(t: Tensor, y: Tensor) -> Tensor:
+            t = t.double()
+            c = at.scale(t)
+            moved: Tensor = spread(1 / c, y) * drift(t, spread(c, y) * y)
+            return moved - spread(self.carrying(t, forward), y) * y
+
+        return inside
+
+    def explicit_affine(self, forward: bool = True, at: Coordinates | None = None) -> Affine | None:
         """The same as one call of the model between numbers; None where it takes more."""
         if not self.exponential or self.path.element:
             return None
 
         def reads(times: list[float]) -> Readings:
             t = host(times)
-            k, half = self.path.coefficients(t), self.eps(t) ** 2 / 2
+            k, half = self.path.coefficients(t), self._half(t, forward)
             (p, q), (r, s) = (views.weights(k, self.view, w) for w in ("velocity", "score"))
             own = torch.zeros_like(t) if p is None else p
             own = own if r is None else own + half * r
-            return readings(told(self.path, self.time, t), 1.0, q + half * s, own)
+            c, weight = torch.ones_like(t), q + half * s
+            if at is not None:
+                c = at.scale(t)
+                weight, own = weight / c, own - self.carrying(t, forward)
+            return readings(told(self.path, self.time, t), c, weight, own)
 
         return Affine(self.model, reads)
+
+    def _half(self, t: Tensor, forward: bool) -> Tensor:
+        """What the score is multiplied by."""
+        half = self.eps(t) ** 2 / 2
+        return half if forward else -half
+
+    def carrying(self, t: Tensor, forward: bool = True) -> Tensor:
+        """The rate at which the SDE of data N(0, s^2), s = 1/4, carries x: its drift is linear.
+
+        V' / (2 V) - eps^2 / (2 V),   V = s^2 beta^2 + sigma^2
+        """
+        k = self.path.coefficients(t)
+        variance = (REFERENCE * k.beta) ** 2 + k.sigma**2
+        grown = REFERENCE**2 * k.beta * k.dbeta + k.sigma_dsigma
+        return ((grown - self._half(t, forward)) / variance).detach()
+
+    def carried(self, grid: list[float]) -> Carried:
+        """Coordinates in which that drift is none, at these times, rising or falling.
+
+        At much noise little else is left of the drift of any data. Of data that vary more than those,
+        the rest drives states apart rather than together, as the stability of explicit steps wants.
+        """
+        times = host(grid)
+        nodes, weights = _gauss_legendre(16)
+        h = (times[1:] - times[:-1])[:, None]
+        rates = self.carrying(times[:-1, None] + h * nodes, grid[-1] > grid[0])
+        grown = torch.cat([h.new_zeros(1), (h * weights * rates).sum(1).cumsum(0)])
+        if grid[-1] < grid[0]:
+            times, grown = times.flip(0), grown.flip(0)
+        return Carried(times, grown.exp())
 
     def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Velocity and score of a model that returns both."""
@@ -280,8 +325,6 @@ class PathSDE(PathTerm):
                 raise Unsupported(
                     'diffusion="reverse" is infinite at the start of this path. Give a bounded eps.'
                 )
-            if (r < t).any():
-                raise Unsupported("with a score of its own the SDE runs forward in t. Reverse t.")
             return Steps([1.0] * len(t), (r - t).tolist(), eps.tolist())
         k, k_r = self.path.coefficients(t), self.path.coefficients(r)
         damping = self._damping(t, r)

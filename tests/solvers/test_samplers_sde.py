@@ -140,8 +140,8 @@ def test_weak_order_of_a_step_on_a_mixture(name: str) -> None:
 @pytest.mark.parametrize("name", ["dpm++3s_sde", "dpm++3m_sde", "seeds3"])
 def test_an_estimate_on_a_line_in_lambda_is_integrated_exactly(name: str, eta: float) -> None:
     """The mean after two steps, by the closed forms of x / sigma; for 3m the second corrects the first."""
-    path, ends, x = PATHS["linear"], (0.3, 0.8), 0.7
-    levels = Levels.of(path, [0.3, 0.45, 0.8])
+    path, ends, x = PATHS["linear"], (0.5, 0.8), 0.7
+    levels = Levels.of(path, [0.5, 0.65, 0.8])
     moves = SAMPLERS[name](levels, {"eta": eta})
 
     def line(t: float, x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_the_stages_of_a_step_share_a_path(
     sigma_a sigma_b exp(-eta (b - a) h) (1 - exp(-2 eta a h)); for n = 0 the noise that grows with x,
     sigma_a sigma_b exp((b - a) h) eta (exp(2 a h) - 1).
     """
-    path, ends = PATHS["linear"], (0.3, 0.6)
+    path, ends = PATHS["linear"], (0.5, 0.7)
     levels = Levels.of(path, list(ends))
     moves = singlestep.singlestep(levels if kind == "data" else levels.other, stages, eta)
     units = torch.eye(sum(len(move.noise) for move in moves), dtype=F64)

@@ -252,17 +252,25 @@ def test_samples_have_the_moments_of_the_recurrence(name: str, eps: str) -> None
         check_sample(xs, *moments_of(term, grid[: stop + 1], gain, 0.0, path.base.scale**2))
 
 
+@pytest.mark.parametrize(
+    ("method", "view"),
+    [
+        ("euler_maruyama", "data"), ("euler_maruyama", "both"), ("milstein", "data"),
+        ("srk", "data"), ("srk", "both"), ("heun_stratonovich", "data"), ("reversible_heun", "data"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("name", PATHS)
-def test_marginals_backwards(name: str) -> None:
+def test_marginals_backwards(name: str, method: str, view: str) -> None:
     """Against time the SDE noises: from data near t = 1 the marginals are the path's as well."""
     path, grid = PATHS[name], torch.linspace(0.99, 0.05, 101, dtype=F64).tolist()
-    data = exact_model(path, "data")
-    term = path.sde(data, view="data", diffusion=1.0)
+    term = path.sde(exact_model(path, "data"), view="data", diffusion=1.0)
+    if view == "both":
+        v, s = LAW.velocity(path), LAW.score(path)
+        both: Any = lambda t, x: tuple(f(t, x.reshape(-1, 1)).reshape(x.shape) for f in (v, s))  # noqa: E731
+        term = path.sde(both, view=("velocity", "score"), diffusion=1.0)
     mean, variance = marginal(path, grid[0])
     x = mean + math.sqrt(variance) * interp.noise.normal((200, 100), seed=1, dtype=F64)
-    sol = interp.solve(
-        term, x, (0.99, 0.05), "euler_maruyama", grid=grid, seed=2, save_at=[grid[50], 0.05]
-    )
+    sol = interp.solve(term, x, (0.99, 0.05), method, grid=grid, seed=2, save_at=[grid[50], 0.05])
     for t, xs in zip(sol.ts.tolist(), sol.xs, strict=True):
         mean, variance = marginal(path, t)
         bias = 0.03  # of first order in h = 0.01, moments below 1, eps^2 / sigma^2 up to 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -463,3 +464,50 @@ def test_a_model_of_the_data_where_sigma_is_rounding(
     )
     assert half.xs.isfinite().all()
     assert torch.equal(half.ts, torch.tensor([0.5, (steps - 1) / steps, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["milstein", "srk", "heun_stratonovich", "reversible_heun"])
+@pytest.mark.parametrize("eps", [0.5, "reverse"])
+def test_the_noise_and_the_data_are_one_sde(method: str, eps: float | str) -> None:
+    """To clean data too, where a noise estimate does not tell the score."""
+    path, law = schedules.variance_preserving(), interp.exact.Gaussian([0.3], [0.5])
+    x = path.base.sample((50, 1), seed=0, dtype=F64)
+    ends = [
+        interp.solve(
+            path.sde(getattr(law, view)(path), view=view, diffusion=eps),
+            x, method=method, steps=40, seed=1,
+        ).x
+        for view in ("data", "noise")
+    ]  # fmt: skip
+    assert float((ends[0] - ends[1]).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["srk", "heun_stratonovich", "reversible_heun"])
+def test_states_on_the_way_are_those_of_the_path(method: str, backend: str) -> None:
+    """What a callback sees and what is saved, in x: each the end of a run that ends there."""
+    path, law = schedules.variance_exploding(0.01, 50.0), interp.exact.Gaussian([0.3], [0.5])
+    term = path.sde(law.data(path), view="data", diffusion="reverse")
+    x = path.base.sample((5, 1), seed=0, dtype=F64)
+    seen: dict[float, Tensor] = {}
+    grid = [k / 8 for k in range(9)]
+    whole = interp.solve(
+        term, x, method=method, backend=backend, grid=grid, seed=1, save_at=[0.5, 1.0],
+        callback=lambda s: seen.update({s.t: s.x.clone()}), denoise=False,
+    )  # fmt: skip
+    half = interp.solve(term, x, (0.0, 0.5), method, backend, grid=grid[:5], seed=1, denoise=False)
+    assert float((half.x - whole.xs[0]).abs().max()) < 1e-12
+    assert float((half.x - seen[0.5]).abs().max()) < 1e-12
+    assert torch.equal(whole.x, whole.xs[1])
+
+
+@pytest.mark.parametrize("method", ["srk", "heun_stratonovich", "reversible_heun"])
+@pytest.mark.parametrize(
+    ("ends", "inside"), [((0.0, 1.0), "(0.001, 1.0)"), ((0.9, 0.0), "(0.9, 0.001)")]
+)
+def test_a_run_from_or_to_an_infinite_diffusion(
+    method: str, ends: tuple[float, float], inside: str
+) -> None:
+    term = schedules.linear().sde(lambda t, x: 0 * x, view="data", diffusion="reverse")
+    with pytest.raises(Unsupported, match=r"infinite at t = 0 .*" + re.escape(f"t={inside}")):
+        interp.solve(term, torch.zeros(2, 1), ends, method, steps=5)
