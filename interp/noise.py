@@ -34,14 +34,12 @@ Key = tuple[int, int]
 #: Streams of one seed that never share a word.
 STREAMS = {"path": 1, "base": 2, "training": 3, "target": 4, "probe": 5, "churn": 6, "chain": 7}
 
-# -2 log(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1], cos(pi x / 2) and sin(pi x / 2) / x in x^2 on
-# [0, 1/4]: Chebyshev interpolants, good to the rounding of single precision.
-_LOG = (
-    -2.0, 0.99999976, -0.6666669, 0.5000316, -0.40001878, 0.3321674, -0.283993, 0.26532063,
-    -0.25613222, 0.14902373,
-)  # fmt: skip
-_COS = (1.0, -1.2337005, 0.2536692, -0.02086007, 0.00090362807)
-_SIN = (math.pi / 2, -0.6459635, 0.07968022, -0.004602149)
+# -2 log((1 + s) / (1 - s)) / s in s^2 for (1 + s) / (1 - s) within a factor sqrt(2) of one, and
+# cos(pi x / 2) and sin(pi x / 2) / x in x^2 on [0, 1/4]: of the least relative error, about the
+# rounding of single precision.
+_LOG = (-4.0000005, -1.3330444, -0.82592746)
+_COS = (1.0, -1.2336967, 0.25359495, -0.02039858)
+_SIN = (math.pi / 2, -0.64596346, 0.07968003, -0.00460166)
 _ROOT_HALF, _MANTISSA = 0x3F3504F3, 0x007FFFFF
 
 
@@ -87,13 +85,8 @@ def philox(counter: tuple[Tensor | int, ...], key: Key) -> list[Tensor]:
 
 def stream_key(seed: int, stream: int) -> Key:
     """The Philox key of one stream of a seed."""
-    return stream_keys(seed, stream)[0]
-
-
-def stream_keys(seed: int, stream: int) -> tuple[Key, Key]:
-    """The two keys of one stream, for what takes two normals a node."""
-    a, b, c, d = rust_solvers.philox([stream, 0, 0, 0], [seed & _WORD, seed >> 32])
-    return (a, b), (c, d)
+    a, b, _, _ = rust_solvers.philox([stream, 0, 0, 0], [seed & _WORD, seed >> 32])
+    return a, b
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
@@ -117,8 +110,9 @@ def _normal_pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     """Box and Muller: radius sqrt(-2 log u), u = (w0 + 1/2) / 2^32, and angle from w1, float32."""
     bits = (w0.float() + 0.5).view(torch.int32).long() - _ROOT_HALF
     exponent = ((bits >> 23) - 32).float()
-    f = ((bits & _MANTISSA) + _ROOT_HALF).int().view(torch.float32) - 1.0
-    radius = _sqrt(exponent * (-2 * math.log(2.0)) + f * _polynomial(_LOG, f))
+    m = ((bits & _MANTISSA) + _ROOT_HALF).int().view(torch.float32)
+    s = (m - 1.0) / (m + 1.0)
+    radius = _sqrt(exponent * (-2 * math.log(2.0)) + s * _polynomial(_LOG, s * s))
     x = _signed(w1 << 2 & _WORD).float() * 2.0**-32
     square = x * x
     cos, sin = _polynomial(_COS, square) * radius, x * _polynomial(_SIN, square) * radius
@@ -128,16 +122,19 @@ def _normal_pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def torch_normals(
-    shape: tuple[int, int], first_row: int, key: Key, nodes: Sequence[int], device: torch.device
-) -> Tensor:
-    """Normals (nodes, *shape), float32, by torch alone: counter (element / 4, row, node low, high)."""
+    shape: tuple[int, int], first_row: int, key: Key, nodes: Sequence[int], device: torch.device,
+    second: bool = False,
+) -> Tensor:  # fmt: skip
+    """Normals (nodes, *shape), float32, by torch alone; the ``second`` of two that a node has.
+
+    Counter: (element / 4, row, node low, node high), its top bit being ``second``.
+    """
     rows, row_len = shape
-    block = torch.arange((row_len + 3) // 4, device=device)
+    group = torch.arange((row_len + 3) // 4, device=device) | second << 31
     row = torch.arange(first_row, first_row + rows, device=device)[:, None]
     halves = [torch.tensor([n >> at & _WORD for n in nodes], device=device) for at in (0, 32)]
     low, high = (half[:, None, None] for half in halves)
-    shape3 = (len(nodes), rows, len(block))
-    words = philox(tuple(word.expand(shape3) for word in (block, row, low, high)), key)
+    words = philox(tuple(torch.broadcast_tensors(group, row, low, high)), key)
     pairs = (*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3]))
     return torch.stack(pairs, dim=-1).flatten(2)[..., :row_len]
 
@@ -220,39 +217,38 @@ def normal_like(x: Tensor, generator: Generator | None = None) -> Tensor:
     return normal(x.shape, seed=seed, stream="training", dtype=x.dtype)
 
 
-class _Node(NamedTuple):
-    """A node on the way to a time: W and its integral at the left end, and W and H over it."""
+class _Over(NamedTuple):
+    """What lies over a node of that number: W at its ends, H, and the integral at its left end."""
 
     number: int
     left: Tensor
-    integral: Tensor
-    w: Tensor
+    right: Tensor
     h: Tensor
+    integral: Tensor
 
 
-def _middle(node: _Node, width: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor, _Node, _Node]:
-    """W and its integral at the middle of a node, and its two children."""
+def _middle(over: _Over, width: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor, _Over, _Over]:
+    """W and its integral at the middle of a node, and what lies over its two halves."""
     kick, tilt = math.sqrt(width / 16.0) * y, math.sqrt(width / 48.0) * n
-    bend, turn = 1.5 * node.h + kick, 0.25 * node.h - 0.5 * kick
-    w_left, h_left = 0.5 * node.w + bend, turn + tilt
-    w = node.left + w_left
-    integral = node.integral + 0.5 * width * (node.left + 0.5 * w_left + h_left)
-    left = _Node(2 * node.number, node.left, node.integral, w_left, h_left)
-    right = _Node(2 * node.number + 1, w, integral, 0.5 * node.w - bend, turn - tilt)
+    w = 0.5 * (over.left + over.right) + (1.5 * over.h + kick)
+    turn = 0.25 * over.h - 0.5 * kick
+    first, second = turn + tilt, turn - tilt
+    integral = over.integral + 0.5 * width * (0.5 * (over.left + w) + first)
+    left = _Over(2 * over.number, over.left, w, first, over.integral)
+    right = _Over(2 * over.number + 1, w, over.right, second, integral)
     return w, integral, left, right
 
 
-def _inside(node: _Node, width: float, x: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+def _inside(over: _Over, width: float, x: float, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """W and its integral at the fraction x of a leaf."""
     rest = 1.0 - x
     s = 1.0 - 3.0 * x * rest
     arch, p = 6.0 * x * rest, math.sqrt(width * x * rest * s)
     q = -width * x * x * x * rest / (2.0 * p)
     r = math.sqrt(width * x * rest * rest * rest / (12.0 * s))
-    w_left = (x * node.w + arch * node.h) + p * y
-    h_left = (x * x * node.h + q * y) + r * n
-    w = node.left + w_left
-    return w, node.integral + x * width * (node.left + 0.5 * w_left + h_left)
+    w = over.left + (x * (over.right - over.left) + (arch * over.h + p * y))
+    h = (x * x * over.h + q * y) + r * n
+    return w, over.integral + x * width * (0.5 * (over.left + w) + h)
 
 
 @dataclass
@@ -287,8 +283,8 @@ class BrownianPath:
     stream: int = STREAMS["path"]
 
     def __post_init__(self) -> None:
-        self._keys = stream_keys(self.seed, self.stream)
-        self._branch: list[_Node] = []
+        self._key = stream_key(self.seed, self.stream)
+        self._branch: list[_Over] = []
 
     def at(self, t: float) -> Tensor:
         """W(t), float64, (rows, row_len)."""
@@ -331,18 +327,19 @@ class BrownianPath:
                 yield w_r - w_s, h
             last = (some[-1][1], *at[some[-1][1]])
 
-    def _draw(self, key: int, nodes: Sequence[int]) -> Tensor:
+    def _draw(self, nodes: Sequence[int]) -> list[Tensor]:
+        """The normals Y and N of the nodes."""
         shape = (self.rows, self.row_len)
         if not nodes:
-            return torch.empty((0, *shape), dtype=torch.float64, device=self.device)
-        args = (shape, self.first_row, self._keys[key], nodes, self.device)
-        return torch_normals(*args).double()
+            return [torch.empty((0, *shape), dtype=torch.float64, device=self.device)] * 2
+        args = (shape, self.first_row, self._key, nodes, self.device)
+        return [torch_normals(*args, second).double() for second in (False, True)]
 
-    def _root(self) -> _Node:
+    def _root(self) -> _Over:
         width = self.span[1] - self.span[0]
-        w, h = (self._draw(key, [0])[0] for key in (0, 1))
+        w, h = (values[0] for values in self._draw([0]))
         zero = torch.zeros_like(w)
-        return _Node(1, zero, zero, math.sqrt(width) * w, math.sqrt(width / 12.0) * h)
+        return _Over(1, zero, math.sqrt(width) * w, math.sqrt(width / 12.0) * h, zero)
 
     def _value(self, t: float) -> tuple[Tensor, Tensor]:
         """W and its integral at t, by torch, from the branch of the last time."""
@@ -355,7 +352,7 @@ class BrownianPath:
         if position == 0.0:
             return root.left, root.integral
         if position == leaves:
-            return root.w, (b - a) * (0.5 * root.w + root.h)
+            return root.right, (b - a) * (0.5 * root.right + root.h)
         leaf = min(math.floor(position), 2**depth - 1)
         way = [(1 << level) + (leaf >> (depth - level)) for level in range(depth + 1)]
         while self._branch[-1].number != way[len(self._branch) - 1]:
@@ -370,7 +367,7 @@ class BrownianPath:
         nodes = [*way[known:last], way[last] if inner else bits ^ 0x7FF8000000000000]
         first = min(known, last)
         nodes = nodes if known <= last else nodes[-1:]
-        ys, ns = self._draw(0, nodes), self._draw(1, nodes)
+        ys, ns = self._draw(nodes)
         for level, (y, n) in zip(range(first, last), zip(ys, ns, strict=True), strict=False):
             _, _, left, right = _middle(self._branch[level], (b - a) / float(1 << level), y, n)
             self._branch.append(right if way[level + 1] & 1 else left)

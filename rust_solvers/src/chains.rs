@@ -455,7 +455,7 @@ impl<T: Real, W: World<T>> Chain<'_, T, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::philox::stream_keys;
+    use crate::philox::stream_key;
     use proptest::prelude::*;
 
     /// U = k x^2 / 2, of each row the sum over its elements.
@@ -508,7 +508,7 @@ mod tests {
             save_every: 2,
             count: x.len() / row,
             rows: Rows { len: row, first },
-            key: stream_keys(5, 7)[0],
+            key: stream_key(5, 7),
         };
         let Ok(ended) = run(&mut world, &task, x.to_vec(), 1 << 16);
         ended
@@ -572,7 +572,7 @@ mod tests {
             save_every: 0,
             count: 3,
             rows: Rows { len: 1, first: 0 },
-            key: stream_keys(5, 7)[0],
+            key: stream_key(5, 7),
         };
         let Ok(ended) = run(&mut world, &task, vec![1e-3; 3], 1 << 16);
         assert_eq!((ended.status, ended.rows), (Status::NonFinite, vec![0, 1, 2]));

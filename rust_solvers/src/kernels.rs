@@ -210,7 +210,7 @@ const BLOCK: usize = 256;
 ///
 /// # Panics
 /// If an operand has another length than `out`.
-pub fn kick<T: Real>(out: &mut [T], w: &[f64], scale: f64, diffusion: Option<&[T]>) -> bool {
+pub fn kick<T: Real, W: Real>(out: &mut [T], w: &[W], scale: f64, diffusion: Option<&[T]>) -> bool {
     assert!(w.len() == out.len() && diffusion.is_none_or(|g| g.len() == w.len()), "lengths differ");
     each_chunk(out, |range, out| {
         kick_chunk(out, &w[range.clone()], scale, diffusion.map(|g| &g[range]))
@@ -235,12 +235,17 @@ fn rescale_chunk<T: Real>(out: &mut [T], a: T, b: T, y: &[T]) {
 }
 
 #[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
-fn kick_chunk<T: Real>(out: &mut [T], w: &[f64], scale: f64, diffusion: Option<&[T]>) -> u32 {
+fn kick_chunk<T: Real, W: Real>(
+    out: &mut [T],
+    w: &[W],
+    scale: f64,
+    diffusion: Option<&[T]>,
+) -> u32 {
     let n = out.len();
     let w = &w[..n];
     let mut bad = 0;
     for i in 0..n {
-        let mut kick = T::from_f64(scale * w[i]);
+        let mut kick = T::from_f64(scale * w[i].to_f64());
         if let Some(g) = diffusion {
             kick = g[i] * kick;
         }

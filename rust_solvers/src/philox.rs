@@ -5,6 +5,8 @@
 //! size, threads or backend. The same recipe stands in `interp/noise.py`; no operation may be fused
 //! or reordered, since the two have to agree bit for bit.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 /// A Philox key: 64 bits in two words.
@@ -16,65 +18,53 @@ const ROUNDS: usize = 10;
 
 /// Counters evaluated side by side, one a vector lane.
 const LANES: usize = 16;
-/// Normals that they make.
-const BLOCK: usize = 4 * LANES;
-type Lanes<T> = [T; LANES];
+/// The normals that they make: the j-th word of the i-th counter makes that of place 16 j + i.
+pub const BLOCK: usize = 4 * LANES;
+pub type Block = [f32; BLOCK];
 
-/// -2 log(1 + f) / f on [sqrt(1/2) - 1, sqrt(2) - 1]: the Chebyshev interpolant of degree 9, good to
-/// the rounding of single precision.
-const LOG: [f32; 10] = [
-    -2.0,
-    0.999_999_76,
-    -0.666_666_9,
-    0.500_031_6,
-    -0.400_018_78,
-    0.332_167_4,
-    -0.283_993,
-    0.265_320_63,
-    -0.256_132_22,
-    0.149_023_73,
-];
-/// cos(pi x / 2) in x^2 on [0, 1/4], likewise.
-const COS: [f32; 5] = [1.0, -1.233_700_5, 0.253_669_2, -0.020_860_07, 0.000_903_628_07];
-/// sin(pi x / 2) / x in x^2, likewise.
-const SIN: [f32; 4] = [std::f32::consts::FRAC_PI_2, -0.645_963_5, 0.079_680_22, -0.004_602_149];
-/// The bits of the largest single below sqrt(1/2), and those of a mantissa.
+/// -2 log((1 + s) / (1 - s)) / s in s^2, for (1 + s) / (1 - s) within a factor sqrt(2) of one: of the
+/// least relative error (1.2e-7, of which the root halves the trace).
+const LOG: [f32; 3] = [-4.000_000_5, -1.333_044_4, -0.825_927_46];
+/// cos(pi x / 2) in x^2 on [0, 1/4], likewise (3.3e-8).
+const COS: [f32; 4] = [1.0, -1.233_696_7, 0.253_594_95, -0.020_398_58];
+/// sin(pi x / 2) / x in x^2, likewise (3.2e-9).
+const SIN: [f32; 4] = [std::f32::consts::FRAC_PI_2, -0.645_963_46, 0.079_680_03, -0.004_601_66];
+/// The bits of the largest single below sqrt(1/2), those of a mantissa, and the sign.
 const ROOT_HALF: u32 = 0x3f35_04f3;
 const MANTISSA: u32 = 0x007f_ffff;
+const SIGN: u32 = 0x8000_0000;
 /// -2 log 2.
 const MINUS_2_LN_2: f32 = -2.0 * std::f32::consts::LN_2;
 
 /// One block of Philox 4x32-10: four words from a counter of four and a key of two.
 pub fn philox(counter: [u32; 4], key: Key) -> [u32; 4] {
-    let mut words = counter.map(|c| [c; LANES]);
+    let mut words = counter.map(|word| [u64::from(word)]);
     rounds(&mut words, key);
-    words.map(|w| w[0])
+    words.map(|[word]| word as u32)
 }
 
+/// Words lie in lanes of 64 bits, of which a product takes the low half, so that nothing has to be moved
+/// between the rounds; what is left in the high halves has no meaning.
 #[inline(always)]
-fn rounds(words: &mut [Lanes<u32>; 4], mut key: Key) {
-    // In lanes of 64 bits, of which a product takes the low half: no shuffles between the rounds.
-    let mut c = words.map(|w| w.map(u64::from));
+fn rounds<const N: usize>([c0, c1, c2, c3]: &mut [[u64; N]; 4], mut key: Key) {
     for _ in 0..ROUNDS {
-        let [c0, c1, c2, c3] = c;
-        for i in 0..LANES {
+        for i in 0..N {
             let p0 = u64::from(MULTIPLIERS[0]) * (c0[i] & 0xffff_ffff);
             let p1 = u64::from(MULTIPLIERS[1]) * (c2[i] & 0xffff_ffff);
-            c[0][i] = p1 >> 32 ^ c1[i] ^ u64::from(key[0]);
-            c[1][i] = p1;
-            c[2][i] = p0 >> 32 ^ c3[i] ^ u64::from(key[1]);
-            c[3][i] = p0;
+            c0[i] = p1 >> 32 ^ c1[i] ^ u64::from(key[0]);
+            c1[i] = p1;
+            c2[i] = p0 >> 32 ^ c3[i] ^ u64::from(key[1]);
+            c3[i] = p0;
         }
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    *words = c.map(|w| w.map(|w| w as u32));
 }
 
-/// The two keys of one stream of a seed: the Brownian tree, a starting state and so on draw from
-/// streams of their own, and those that need two normals a node from both keys.
-pub fn stream_keys(seed: u64, stream: u32) -> [Key; 2] {
+/// The key of one stream of a seed: the Brownian tree, a starting state and so on draw from streams of
+/// their own.
+pub fn stream_key(seed: u64, stream: u32) -> Key {
     let words = philox([stream, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    [[words[0], words[1]], [words[2], words[3]]]
+    [words[0], words[1]]
 }
 
 /// Horner's rule without fused operations.
@@ -90,36 +80,80 @@ fn polynomial<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
 /// Two normals from two words, after Box and Muller: radius from the first, angle from the second.
 #[inline(always)]
 fn normal_pair(w0: u32, w1: u32) -> (f32, f32) {
-    // u = (w0 + 1/2) / 2^32 = 2^(e - 32) (1 + f), 1 + f within a factor sqrt(2) of one: e and f from
-    // the bits. The squared radius is -2 log u, to full relative precision also where u is near 1.
+    // u = (w0 + 1/2) / 2^32 = 2^(e - 32) m, m within a factor sqrt(2) of one: e - 32 and m from the
+    // bits. The squared radius is -2 log u, to full relative precision also where u is near 1.
     let bits = (w0 as f32 + 0.5).to_bits().wrapping_sub(ROOT_HALF);
-    let exponent = ((bits as i32 >> 23) - 32) as f32;
-    let f = f32::from_bits((bits & MANTISSA) + ROOT_HALF) - 1.0;
-    let radius = (exponent * MINUS_2_LN_2 + f * polynomial(&LOG, f)).sqrt();
+    let exponent = (bits.wrapping_sub(32 << 23) as i32 >> 23) as f32;
+    let m = f32::from_bits((bits & MANTISSA) + ROOT_HALF);
+    let s = (m - 1.0) / (m + 1.0);
+    let radius = (exponent * MINUS_2_LN_2 + s * polynomial(&LOG, s * s)).sqrt();
     // The two high bits choose a quarter turn, the others an angle in [-pi/4, pi/4].
     let x = (w1 << 2) as i32 as f32 * (1.0 / 4_294_967_296.0);
     let square = x * x;
     let cos = polynomial(&COS, square) * radius;
     let sin = x * polynomial(&SIN, square) * radius;
     // A quarter turn swaps the two and one sign, a half turn both signs.
-    let half = w1 & 0x8000_0000;
-    let quarter = w1 << 1 & 0x8000_0000;
-    let (a, b) = if quarter != 0 { (sin, cos) } else { (cos, sin) };
-    (f32::from_bits(a.to_bits() ^ half ^ quarter), f32::from_bits(b.to_bits() ^ half))
+    let (half, quarter) = (w1, w1 << 1);
+    let (a, b) = if (quarter as i32) < 0 { (sin, cos) } else { (cos, sin) };
+    let signed = |value: f32, sign: u32| f32::from_bits(value.to_bits() ^ (sign & SIGN));
+    (signed(a, half ^ quarter), signed(b, half))
 }
 
-/// The normals of 16 counters, four of each.
+/// The normals of 16 K = N counters at a node. Two blocks at once keep the processor busy where one has
+/// to wait for its own results.
 #[inline(always)]
-fn normals(mut words: [Lanes<u32>; 4], key: Key) -> [Lanes<f32>; 4] {
-    rounds(&mut words, key);
-    let mut normals = [[0.0; LANES]; 4];
-    for half in [0, 2] {
+pub fn fill_blocks<const K: usize, const N: usize>(
+    out: [&mut Block; K],
+    counters: [&Counters; K],
+    key: Key,
+    node: u64,
+) {
+    const { assert!(N == LANES * K) };
+    let mut words = [[0; N]; 4];
+    for (k, [low, high]) in counters.into_iter().enumerate() {
         for i in 0..LANES {
-            let pair = normal_pair(words[half][i], words[half + 1][i]);
-            (normals[half][i], normals[half + 1][i]) = pair;
+            words[0][LANES * k + i] = u64::from(low[i]);
+            words[1][LANES * k + i] = u64::from(high[i]);
         }
     }
-    normals
+    words[2] = [node & 0xffff_ffff; N];
+    words[3] = [node >> 32; N];
+    rounds(&mut words, key);
+    // In lanes of 32 bits from here on, and in loops of their own: so each has whole vectors.
+    let mut narrow = [[0; N]; 4];
+    for (narrow, words) in narrow.iter_mut().zip(&words) {
+        for i in 0..N {
+            narrow[i] = words[i] as u32;
+        }
+    }
+    let mut normals = [[0.0; N]; 4];
+    for half in [0, 2] {
+        for i in 0..N {
+            let (a, b) = normal_pair(narrow[half][i], narrow[half + 1][i]);
+            normals[half][i] = a;
+            normals[half + 1][i] = b;
+        }
+    }
+    for (k, out) in out.into_iter().enumerate() {
+        for (j, normals) in normals.iter().enumerate() {
+            for i in 0..LANES {
+                out[LANES * j + i] = normals[LANES * k + i];
+            }
+        }
+    }
+}
+
+/// The first two words of 16 counters; those of the node follow.
+pub type Counters = [[u32; LANES]; 2];
+
+/// The counters of the second of two normals that a node has: another bit is set.
+#[inline(always)]
+pub fn second(counters: &Counters) -> Counters {
+    let mut second = *counters;
+    for low in &mut second[0] {
+        *low |= 1 << 31;
+    }
+    second
 }
 
 /// Rows of a batch: what keys a normal beside its node.
@@ -131,67 +165,127 @@ pub struct Rows {
     pub first: u32,
 }
 
+/// Where the normals of some elements come from: the counters, and the place of each element among the
+/// normals that they make. Word e % 4 of counter (e / 4, row) makes that of element e of a row.
+#[derive(Clone, Default)]
+pub struct Origin {
+    pub blocks: Vec<Counters>,
+    pub places: Vec<u32>,
+    counters: usize,
+}
+
+impl Origin {
+    /// Of `count` elements of a batch from the `start`-th on.
+    pub fn of(rows: Rows, start: usize, count: usize) -> Self {
+        let mut origin = Origin::default();
+        origin.places.reserve_exact(count);
+        for (row, elements) in rows.segments(start, count) {
+            origin.push(row, elements);
+        }
+        origin
+    }
+
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.places.clear();
+        self.counters = 0;
+    }
+
+    /// Take in some elements of a row.
+    fn push(&mut self, row: u32, elements: Range<usize>) {
+        for group in elements.start / 4..elements.end.div_ceil(4) {
+            let (block, lane) = (self.counters / LANES, self.counters % LANES);
+            self.counters += 1;
+            if lane == 0 {
+                self.blocks.push([[0; LANES]; 2]);
+            }
+            let [low, high] = &mut self.blocks[block];
+            (low[lane], high[lane]) = (group as u32, row);
+            let words = elements.start.max(4 * group)..elements.end.min(4 * group + 4);
+            self.places.extend(words.map(|e| (BLOCK * block + LANES * (e % 4) + lane) as u32));
+        }
+    }
+}
+
+impl Rows {
+    /// The rows that hold `count` elements from the `start`-th on, and which of theirs these are.
+    fn segments(self, start: usize, count: usize) -> impl Iterator<Item = (u32, Range<usize>)> {
+        let Rows { len, first } = self;
+        let (len, end) = (len.max(1), start + count);
+        (start / len..end.div_ceil(len)).map(move |row| {
+            let elements = start.max(row * len) - row * len..end.min((row + 1) * len) - row * len;
+            (first.wrapping_add(row as u32), elements)
+        })
+    }
+}
+
 /// Fill `out` with normals of one node, those of the elements from `start` on (counted through the
-/// rows). Counter: (element / 4, row, node low, node high); the four words give four elements.
+/// rows): whole blocks of a row at once, then what is left of the rows.
 #[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 pub fn fill_normals(out: &mut [f32], start: usize, rows: Rows, key: Key, node: u64) {
-    if rows.len == 0 {
-        return;
+    let (mut left, mut targets) = (Origin::default(), Vec::new());
+    let mut at = 0;
+    for (row, elements) in rows.segments(start, out.len()) {
+        let Range { start: mut element, end } = elements;
+        if !element.is_multiple_of(4) {
+            let whole = element.next_multiple_of(4).min(end);
+            left.push(row, element..whole);
+            targets.extend(at..at + whole - element);
+            (at, element) = (at + whole - element, whole);
+        }
+        let blocks = (end - element) / BLOCK;
+        let (whole, _) = out[at..at + blocks * BLOCK].as_chunks_mut::<BLOCK>();
+        let (pairs, odd) = whole.as_chunks_mut::<2>();
+        let mut group = (element / 4) as u32;
+        for pair in pairs {
+            let counters = [consecutive(group, row), consecutive(group + LANES as u32, row)];
+            let mut normals = [[0.0; BLOCK]; 2];
+            let [a, b] = &mut normals;
+            fill_blocks::<2, 32>([a, b], [&counters[0], &counters[1]], key, node);
+            in_order(pair, &normals);
+            group += 2 * LANES as u32;
+        }
+        for block in odd {
+            let mut normals = [0.0; BLOCK];
+            fill_blocks::<1, 16>([&mut normals], [&consecutive(group, row)], key, node);
+            in_order(std::array::from_mut(block), &[normals]);
+        }
+        (at, element) = (at + blocks * BLOCK, element + blocks * BLOCK);
+        left.push(row, element..end);
+        targets.extend(at..at + end - element);
+        at += end - element;
+        if left.blocks.len() > 16 || at == out.len() {
+            let mut normals = vec![[0.0; BLOCK]; left.blocks.len()];
+            for (normals, counters) in normals.iter_mut().zip(&left.blocks) {
+                fill_blocks::<1, 16>([normals], [counters], key, node);
+            }
+            for (target, place) in targets.drain(..).zip(&left.places) {
+                out[target] = normals.as_flattened()[*place as usize];
+            }
+            left.clear();
+        }
     }
-    let Rows { len, first } = rows;
-    let (low, high) = ([node as u32; LANES], [(node >> 32) as u32; LANES]);
-    let (mut row, mut element) = (start / len, start % len);
-    let mut out = out;
-    while !out.is_empty() {
-        let number = first.wrapping_add(row as u32);
-        // Within a row, block after block of 16 whole counters.
-        if element.is_multiple_of(4) {
-            let whole = out.len().min(len - element) / BLOCK * BLOCK;
-            let (blocks, rest) = out.split_at_mut(whole);
-            for (k, block) in blocks.chunks_exact_mut(BLOCK).enumerate() {
-                let at = ((element + k * BLOCK) / 4) as u32;
-                let counters = std::array::from_fn(|i| at.wrapping_add(i as u32));
-                let normals = normals([counters, [number; LANES], low, high], key);
-                for i in 0..LANES {
-                    for e in 0..4 {
-                        block[4 * i + e] = normals[e][i];
-                    }
-                }
-            }
-            out = rest;
-            element += whole;
-            if element == len {
-                (row, element) = (row + 1, 0);
-            }
-            if whole > 0 {
-                continue;
+}
+
+/// 16 counters of a row from one on.
+#[inline(always)]
+fn consecutive(group: u32, row: u32) -> Counters {
+    let mut counters = [[0; LANES], [row; LANES]];
+    for (i, low) in counters[0].iter_mut().enumerate() {
+        *low = group + i as u32;
+    }
+    counters
+}
+
+/// Normals in the order of the elements: the four of a counter together.
+#[inline(always)]
+fn in_order<const K: usize>(out: &mut [Block; K], normals: &[Block; K]) {
+    for (out, normals) in out.iter_mut().zip(normals) {
+        for i in 0..LANES {
+            for j in 0..4 {
+                out[4 * i + j] = normals[LANES * j + i];
             }
         }
-        // Short rows and the ends of long ones: the lanes run on into the rows that follow.
-        let mut words = [[0; LANES], [0; LANES], low, high];
-        let mut places = [(0, 0); LANES];
-        let mut taken = 0;
-        for (i, place) in places.iter_mut().enumerate() {
-            (words[0][i], words[1][i]) = ((element / 4) as u32, first.wrapping_add(row as u32));
-            let skip = element % 4;
-            let count = (4 - skip).min(len - element).min(out.len() - taken);
-            *place = (skip, count);
-            taken += count;
-            element += count;
-            if element == len {
-                (row, element) = (row + 1, 0);
-            }
-        }
-        let normals = normals(words, key);
-        let (now, rest) = out.split_at_mut(taken);
-        let mut at = 0;
-        for (i, (skip, count)) in places.into_iter().enumerate() {
-            for e in 0..count {
-                now[at + e] = normals[skip + e][i];
-            }
-            at += count;
-        }
-        out = rest;
     }
 }
 
@@ -241,7 +335,7 @@ mod tests {
             len in 1usize..300, first in any::<u32>(), node in any::<u64>(),
             start in 0usize..500, count in 0usize..400,
         ) {
-            let key = stream_keys(3, 1)[0];
+            let key = stream_key(3, 1);
             let mut all = vec![0.0; start + count];
             fill_normals(&mut all, 0, Rows { len, first }, key, node);
             let mut part = vec![0.0; count];
@@ -249,16 +343,12 @@ mod tests {
             prop_assert_eq!(&part[..], &all[start..]);
             // The same as one counter after the other.
             for (i, &z) in all.iter().enumerate() {
-                let (row, element) = (first.wrapping_add((i / len) as u32), i % len);
-                let words = philox(
-                    [(element / 4) as u32, row, node as u32, (node >> 32) as u32], key,
-                );
-                let pair = if element % 4 < 2 {
-                    normal_pair(words[0], words[1])
-                } else {
-                    normal_pair(words[2], words[3])
-                };
-                prop_assert_eq!(z, if element % 2 == 0 { pair.0 } else { pair.1 });
+                let (row, e) = (first.wrapping_add((i / len) as u32), i % len);
+                let group = (e / 4) as u32;
+                let words = philox([group, row, node as u32, (node >> 32) as u32], key);
+                let word = e % 4;
+                let pair = normal_pair(words[word / 2 * 2], words[word / 2 * 2 + 1]);
+                prop_assert_eq!(z, if word.is_multiple_of(2) { pair.0 } else { pair.1 });
             }
         }
     }

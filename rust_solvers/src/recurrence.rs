@@ -74,15 +74,15 @@ pub struct Source {
 }
 
 /// The normals of a run, in their order.
-struct Normals {
-    increments: Increments,
+struct Normals<T> {
+    increments: Increments<T>,
     rows: Rows,
     key: Key,
     fresh: Vec<f32>,
     values: Vec<f64>,
 }
 
-impl Normals {
+impl<T: Real> Normals<T> {
     fn new(source: Source, programme: &Programme, elements: usize) -> Self {
         let draws = || programme.stages.iter().flat_map(|stage| &stage.noise);
         let steps = draws().filter_map(|draw| match *draw {
@@ -100,7 +100,7 @@ impl Normals {
     }
 
     /// Add a draw to `out`, multiplied by a diffusion where there is one.
-    fn add<T: Real>(&mut self, draw: Draw, out: &mut [T], diffusion: Option<&[T]>) -> bool {
+    fn add(&mut self, draw: Draw, out: &mut [T], diffusion: Option<&[T]>) -> bool {
         match draw {
             Draw::Increment { size, area, .. } => {
                 let (w, h) = self.increments.over_next();
@@ -108,7 +108,7 @@ impl Normals {
                     return kick(out, w, size, diffusion);
                 }
                 for ((value, w), h) in self.values.iter_mut().zip(w).zip(h) {
-                    *value = size * w + area * h;
+                    *value = size * w.to_f64() + area * h.to_f64();
                 }
                 kick(out, &self.values, 1.0, diffusion)
             }
@@ -118,10 +118,7 @@ impl Normals {
                 share(&mut self.fresh, 1024, 8, |from, out| {
                     fill_normals(out, from, rows, key, number);
                 });
-                for (value, normal) in self.values.iter_mut().zip(&self.fresh) {
-                    *value = f64::from(*normal);
-                }
-                kick(out, &self.values, size, diffusion)
+                kick(out, &self.fresh, size, diffusion)
             }
         }
     }

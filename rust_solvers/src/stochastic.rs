@@ -326,9 +326,9 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
         path: Path,
     ) -> Result<Outcome<S::Buffer>, S::Error> {
         let room = |n| (vec![0.0; n], vec![0.0; if self.scheme.area { n } else { 0 }]);
-        let (mut here, mut there) = (room(path.elements), room(path.elements));
+        let [mut here, mut there, mut over] = std::array::from_fn(|_| room(path.elements));
         let value = |p: &mut (Vec<f64>, Vec<f64>), t: f64| {
-            path.at(&[t], &mut [Value { w: &mut p.0, integral: &mut p.1 }], |_| {});
+            path.at(&[t], &mut [Value { w: &mut p.0, integral: &mut p.1 }]);
         };
         let forward = if goal.to >= from { 1.0 } else { -1.0 };
         let (mut t, mut h, mut accepted, mut rejected) = (from, goal.first_step, 0, 0);
@@ -344,14 +344,12 @@ impl<'a, T: Real, S: System<T>> Run<'a, T, S> {
             };
             value(&mut here, t);
             value(&mut there, next);
-            step(
-                &mut Value { w: &mut here.0, integral: &mut here.1 },
-                &Value { w: &mut there.0, integral: &mut there.1 },
-                next - t,
-            );
-            let bad = self.advance(t, next, &here.0, &here.1)?;
+            let start = Value { w: &mut here.0, integral: &mut here.1 };
+            let end = (&there.0[..], &there.1[..]);
+            step((&mut over.0, &mut over.1), start, end, next - t);
+            let bad = self.advance(t, next, &over.0, &over.1)?;
             let error =
-                if bad { f64::NAN } else { self.error(next - t, &here.0, &here.1, goal.tolerance) };
+                if bad { f64::NAN } else { self.error(next - t, &over.0, &over.1, goal.tolerance) };
             let tried = (next - t).abs();
             if error <= 1.0 {
                 accepted += 1;
@@ -544,7 +542,7 @@ fn round<T: Real>(out: &mut [T], sum: &[f64]) -> u32 {
 mod tests {
     use super::*;
     use crate::brownian::Root;
-    use crate::philox::{Rows, stream_keys};
+    use crate::philox::{Rows, stream_key};
     use proptest::prelude::*;
 
     /// dX = a dt + b dW, with a drift and a diffusion of each element that nothing changes; of a
@@ -638,14 +636,14 @@ mod tests {
         Path {
             root: Root { from: SPAN.0, to: SPAN.1, depth: 24 },
             rows: Rows { len: channels, first },
-            keys: stream_keys(11, 1),
+            key: stream_key(11, 1),
             elements: rows * channels,
         }
     }
 
     fn motion(path: &Path, t: f64) -> Vec<f64> {
         let mut w = vec![0.0; path.elements];
-        path.at(&[t], &mut [Value { w: &mut w, integral: &mut [] }], |_| {});
+        path.at(&[t], &mut [Value { w: &mut w, integral: &mut [] }]);
         w
     }
 

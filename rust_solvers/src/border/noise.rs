@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::brownian::{Path, Root, Value};
-use crate::philox::{Rows, fill_normals, philox, stream_keys};
+use crate::philox::{Rows, fill_normals, philox, stream_key};
 use crate::recurrence::Source;
 use crate::threads::share;
 
@@ -26,7 +26,7 @@ impl NoiseNumbers {
         Ok(Source {
             path: self.path(row, elements, &[])?,
             rows: Rows { len: row, first: self.first_row },
-            key: stream_keys(self.seed, fresh)[0],
+            key: stream_key(self.seed, fresh),
         })
     }
 
@@ -40,7 +40,7 @@ impl NoiseNumbers {
         Ok(Path {
             root: Root { from, to, depth: self.depth },
             rows: Rows { len: row, first: self.first_row },
-            keys: stream_keys(self.seed, self.stream),
+            key: stream_key(self.seed, self.stream),
             elements,
         })
     }
@@ -91,7 +91,7 @@ pub fn brownian(
         let values = into.chunks_mut(elements);
         let mut values: Vec<Value> =
             values.map(|w| Value { w, integral: integrals.next().unwrap_or_default() }).collect();
-        path.at(&times, &mut values, |_| {});
+        path.at(&times, &mut values);
     });
     Ok(())
 }
