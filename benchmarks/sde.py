@@ -2,11 +2,13 @@
 
     python benchmarks/sde.py [--repeats 9] [--sizes 1x2 256x784]
 
-Euler-Maruyama in 100 steps on an Ornstein-Uhlenbeck-like drift, a 3-layer MLP in float32: ours, torchsde
-with its default Brownian interval, diffrax with its virtual Brownian tree where it is installed, and a
-plain torch loop with torch.randn. Engines take turns; figures are medians of processor time. Overhead is
-what a run takes beyond its calls of the drift; its goal is a fiftieth of torchsde's, that of a run 1.03
-of the loop's. A normal is timed on one thread beside torch.randn.
+Euler-Maruyama in 100 steps on an Ornstein-Uhlenbeck-like drift, a 3-layer MLP in float32: ours, once
+more with a tree only as deep as 100 steps need (depth=7), a plain torch loop with torch.randn, torchsde
+with its default Brownian interval, and diffrax with its virtual Brownian tree, where they are installed.
+Engines take turns; figures are medians, of wall time and of the processor time of all threads: torch's
+normals are made on one thread, ours on all. Overhead is what a run takes beyond its calls of the drift;
+its goal is a fiftieth of torchsde's, that of a run 1.03 of the loop's and a tenth of diffrax's. A normal
+is timed on one thread beside torch.randn.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from report import interleaved, median, write
@@ -26,30 +28,45 @@ import interp
 from interp import noise
 
 
+class Clock:
+    """Wall time and processor time, in milliseconds, since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def __call__(self) -> tuple[float, float]:
+        wall, processor = self.start
+        return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - processor)
+
+
 class Timed:
-    """A drift and the processor time that its calls take."""
+    """A drift and the time that its calls take."""
 
     def __init__(self, field: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.field, self.seconds = field, 0.0
+        self.field, self.wall, self.processor = field, 0.0, 0.0
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        start = time.process_time()
+        clock = Clock()
         result = self.field(t, x)
-        self.seconds += time.process_time() - start
+        wall, processor = clock()
+        self.wall, self.processor = self.wall + wall, self.processor + processor
         return result
 
 
+Run = Callable[[Timed], object]
 SIZES = ("1x2", "256x2", "256x64", "256x784")
 STEPS, SIZE, SEED = 100, 0.3, 0
+SHALLOW = "interp, depth 7"
+ENGINES = ("interp", SHALLOW, "loop", "torchsde", "diffrax")
 
 
-def by_interp(x: Tensor) -> Callable[[Timed], object]:
+def by_interp(x: Tensor, **options: object) -> Run:
     return lambda drift: interp.solve(
-        interp.SDE(drift, SIZE), x, method="euler_maruyama", steps=STEPS, seed=SEED
+        interp.SDE(drift, SIZE), x, method="euler_maruyama", steps=STEPS, seed=SEED, **options
     )
 
 
-def by_loop(x: Tensor) -> Callable[[Timed], object]:
+def by_loop(x: Tensor) -> Run:
     """What one would write by hand."""
     times = [k / STEPS for k in range(STEPS + 1)]
 
@@ -63,7 +80,7 @@ def by_loop(x: Tensor) -> Callable[[Timed], object]:
     return run
 
 
-def by_torchsde(x: Tensor) -> Callable[[Timed], object] | None:
+def by_torchsde(x: Tensor) -> Run | None:
     try:
         import torchsde
     except ImportError:
@@ -85,8 +102,8 @@ def by_torchsde(x: Tensor) -> Callable[[Timed], object] | None:
     return run
 
 
-def by_diffrax(field: MLP, x: Tensor, repeats: int) -> float | None:
-    """The whole run compiled, in ms; None where diffrax is not installed."""
+def by_diffrax(field: MLP, x: Tensor) -> Run | None:
+    """The whole run compiled, the drift with it: that is not timed alone."""
     try:
         import diffrax
         import jax
@@ -115,8 +132,7 @@ def by_diffrax(field: MLP, x: Tensor, repeats: int) -> float | None:
         return diffrax.diffeqsolve(terms, diffrax.Euler(), 0.0, 1.0, 1 / STEPS, y).ys
 
     y, key = jnp.asarray(x.numpy()), jax.random.PRNGKey(SEED)
-    run(y, key).block_until_ready()
-    return 1e3 * median([seconds(lambda: run(y, key).block_until_ready()) for _ in range(repeats)])
+    return lambda drift: run(y, key).block_until_ready()
 
 
 def one_size(size: str, repeats: int) -> dict[str, object]:
@@ -124,22 +140,30 @@ def one_size(size: str, repeats: int) -> dict[str, object]:
     rows, features = map(int, size.split("x"))
     torch.manual_seed(SEED)
     field, x = MLP(features).eval(), torch.randn(rows, features)
-    engines = {"interp": by_interp(x), "torchsde": by_torchsde(x), "loop": by_loop(x)}
+    engines = {
+        "interp": by_interp(x),
+        SHALLOW: by_interp(x, depth=7),
+        "loop": by_loop(x),
+        "torchsde": by_torchsde(x),
+        "diffrax": by_diffrax(field, x),
+    }
 
-    def timed(run: Callable[[Timed], object]) -> dict[str, float]:
+    def timed(run: Run) -> dict[str, float]:
         drift = Timed(field)
         with torch.no_grad():
-            spent = seconds(lambda: run(drift))
-        return {"run": spent, "field": drift.seconds}
+            clock = Clock()
+            run(drift)
+            wall, processor = clock()
+        found = {"wall_ms": wall, "processor_ms": processor}
+        if drift.wall:
+            found |= {"wall_overhead_ms": wall - drift.wall}
+            found |= {"processor_overhead_ms": processor - drift.processor}
+        return found
 
     runs = {n: (lambda run=run: timed(run)) for n, run in engines.items() if run is not None}
     figures: dict[str, object] = {"size": size}
     for name, values in interleaved(runs, repeats).items():
-        figures[name] = {
-            "run_ms": 1e3 * median([v["run"] for v in values]),
-            "overhead_ms": 1e3 * median([v["run"] - v["field"] for v in values]),
-        }
-    figures["diffrax_ms"] = by_diffrax(field, x, repeats)
+        figures[name] = {key: median([v[key] for v in values]) for key in values[0]}
     return figures
 
 
@@ -169,23 +193,27 @@ def normals(repeats: int) -> dict[str, float]:
     return {name: 1e9 * median(values) / x.numel() for name, values in found.items()}
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Times and overheads, one size a line."""
-    lines = [
-        "| size | interp | loop | torchsde | diffrax | overhead interp | torchsde | ratio | interp / loop |",
-        "|" + "---|" * 9,
-    ]
+def table(rows: list[dict[str, dict[str, float]]]) -> str:
+    """Runs in wall and in processor time, one size a line; overheads are those beyond the drift."""
+    return "\n\n".join("\n".join(_lines(rows, kind)) for kind in ("wall", "processor"))
+
+
+def _lines(rows: list[dict[str, dict[str, float]]], kind: str) -> Iterator[str]:
+    head = [f"{kind} time, ms", *ENGINES, "interp / loop", "depth 7 / loop", "diffrax / interp"]
+    head += ["overheads, torchsde / interp"]
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
     for row in rows:
-        ours, loop, peer = row["interp"], row["loop"], row.get("torchsde")
-        jax = row["diffrax_ms"]
-        cells = [row["size"], f"{ours['run_ms']:.2f} ms", f"{loop['run_ms']:.2f} ms"]
-        cells += [f"{peer['run_ms']:.1f} ms" if peer else "-", f"{jax:.1f} ms" if jax else "-"]
-        cells += [f"{ours['overhead_ms']:.2f} ms"]
-        cells += [f"{peer['overhead_ms']:.1f} ms" if peer else "-"]
-        cells += [f"{peer['overhead_ms'] / ours['overhead_ms']:.0f}" if peer else "-"]
-        cells += [f"{ours['run_ms'] / loop['run_ms']:.2f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        run = {n: row[n][f"{kind}_ms"] for n in ENGINES if n in row}
+        beyond = {n: row[n].get(f"{kind}_overhead_ms") for n in run}
+        cells = [str(row["size"]), *(f"{run[n]:.4g}" if n in run else "-" for n in ENGINES)]
+        cells += [_ratio(run, "interp", "loop"), _ratio(run, SHALLOW, "loop")]
+        cells += [_ratio(run, "diffrax", "interp"), _ratio(beyond, "torchsde", "interp")]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _ratio(values: dict[str, float], a: str, b: str) -> str:
+    return f"{values[a] / values[b]:.3g}" if a in values else "-"
 
 
 def main() -> None:

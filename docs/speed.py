@@ -68,8 +68,9 @@ def stochastic() -> dict[str, Overheads]:
     """100 steps of Euler and Maruyama."""
     found = {}
     for row in result("sde")["rows"]:
-        field = row["interp"]["run_ms"] - row["interp"]["overhead_ms"]
-        shares = {n: v["overhead_ms"] / field for n, v in row.items() if isinstance(v, dict)}
+        field = row["interp"]["wall_ms"] - row["interp"]["wall_overhead_ms"]
+        beyond = {n: v.get("wall_overhead_ms") for n, v in row.items() if isinstance(v, dict)}
+        shares = {n: ms / field for n, ms in beyond.items() if ms is not None}
         found[f"Euler-Maruyama, {row['size']}"] = _by_hand(shares, "loop")
     return found
 
@@ -133,7 +134,8 @@ def picture() -> None:
     rows = {**training(), **solving(), **sampling(), **stochastic()}
     figure, (axes,) = style.figure(size=(7.2, 4.2))
     for i, what in enumerate(SHOWN):
-        peers = {n: v for n, v in rows[what].items() if n not in ("interp", "by hand")}
+        others = rows[what].items()
+        peers = {n: v for n, v in others if n != "by hand" and not n.startswith("interp")}
         axes.plot([*peers.values()], [i] * len(peers), "|", color=style.GREY, ms=9, mew=1.6)
         for k, (name, share) in enumerate(sorted(peers.items(), key=lambda peer: peer[1])):
             # Above and below in turns, two deep where they are many: they may lie close.

@@ -451,11 +451,8 @@ pub struct Increments<T> {
     last: Vec<[Chunk; 2]>,
 }
 
-/// Bytes kept of the steps ahead, as far as these are no more than 64.
-const AHEAD: usize = 1 << 22;
-/// Bytes that an element may take at least.
-const AHEAD_EACH: usize = 64;
-
+/// Bytes kept of the steps ahead, as far as these are at least 8 and no more than 64.
+const AHEAD: usize = 1 << 24;
 /// What a chunk has of the steps ahead, and of the path at the last time.
 struct Ahead<'a, T> {
     steps: Vec<[&'a mut [T]; 2]>,
@@ -484,8 +481,7 @@ impl<T: Real> Increments<T> {
     }
 
     fn make(&mut self) {
-        let size = size_of::<T>();
-        let most = (AHEAD / size / self.path.elements.max(1)).clamp(AHEAD_EACH / size, 64);
+        let most = (AHEAD / size_of::<T>() / self.path.elements.max(1)).clamp(8, 64);
         let ahead = &self.steps[self.next..self.steps.len().min(self.next + most)];
         let (elements, area) = (self.path.elements, self.area);
         let room = || [elements, if area { elements } else { 0 }].map(|n| vec![T::ZERO; n]);

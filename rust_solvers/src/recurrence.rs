@@ -159,13 +159,14 @@ pub fn integrate<T: Real, S: System<T>>(
             if let Some(times) = ahead.next_block() {
                 system.announce(&times)?;
             }
+            let Slot { slope: kept, made } = &mut slots[slot];
+            // The memory of the old one is in the cache: the field's result should get it.
+            *kept = None;
             let slope = system.slope(at)?;
             diffusion = system.diffusion(at)?;
-            let Slot { slope: kept, made } = &mut slots[slot];
             if p == 0.0 && q == 1.0 {
                 *kept = Some(slope);
             } else {
-                *kept = None;
                 let (y, f) = (at.as_ref(), slope.as_ref());
                 made.resize(y.len(), T::ZERO);
                 system.compute(|| combine(made, &[(p, y), (q, f)]));
@@ -187,13 +188,19 @@ pub fn integrate<T: Real, S: System<T>>(
             })
             .collect();
         let bad = system.compute(|| {
-            let mut bad = combine(result, &operands);
-            for &draw in &stage.noise {
-                if let Some(normals) = &mut normals {
-                    bad |= normals.add(draw, result, diffusion);
-                }
+            let Some(normals) = normals.as_mut().filter(|_| !stage.noise.is_empty()) else {
+                return combine(result, &operands);
+            };
+            if let ([Draw::Increment { size, area, .. }], None) = (&stage.noise[..], diffusion)
+                && *area == 0.0
+            {
+                // What nothing multiplies is an operand like the others.
+                let mut operands = operands.clone();
+                operands.push((*size, normals.increments.over_next().0));
+                return combine(result, &operands);
             }
-            bad
+            let bad = combine(result, &operands);
+            stage.noise.iter().fold(bad, |bad, &draw| bad | normals.add(draw, result, diffusion))
         });
         if bad {
             let rows = [operands.last().map_or(begun, |(_, v)| v), out.as_ref()]
