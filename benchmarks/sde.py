@@ -5,7 +5,8 @@
 Euler-Maruyama in 100 steps on an Ornstein-Uhlenbeck-like drift, a 3-layer MLP in float32: ours, once
 more with a tree only as deep as 100 steps need (depth=7), a plain torch loop with torch.randn, torchsde
 with its default Brownian interval, and diffrax with its virtual Brownian tree, where they are installed.
-Engines take turns; figures are medians, of wall time and of the processor time of all threads: torch's
+Engines take turns, each with an untimed run first, since what ran before has taken the caches and the
+memory; figures are medians, of wall time and of the processor time of all threads: torch's
 normals are made on one thread, ours on all. Overhead is what a run takes beyond its calls of the drift;
 its goal is a fiftieth of torchsde's, that of a run 1.03 of the loop's and a tenth of diffrax's. A normal
 is timed on one thread beside torch.randn.
@@ -151,6 +152,7 @@ def one_size(size: str, repeats: int) -> dict[str, object]:
     def timed(run: Run) -> dict[str, float]:
         drift = Timed(field)
         with torch.no_grad():
+            run(Timed(field))
             clock = Clock()
             run(drift)
             wall, processor = clock()
@@ -175,19 +177,19 @@ def normals(repeats: int) -> dict[str, float]:
     steps = [(k / STEPS, (k + 1) / STEPS) for k in range(16)]
     dyadic = [(k / 128, (k + 1) / 128) for k in range(16)]
     path = noise.BrownianPath(256, 784, SEED)
-    runs = {
-        "interp": lambda: seconds(lambda: noise.normal_like(x, generator)),
-        "torch.randn": lambda: seconds(lambda: torch.randn(x.shape, generator=generator)),
-        "increment of the tree": lambda: (
-            seconds(lambda: [w for w, _ in path.increments(steps)]) / len(steps)
-        ),
-        "increment, 128 steps": lambda: (
-            seconds(lambda: [w for w, _ in path.increments(dyadic)]) / len(dyadic)
-        ),
-        "increment and area": lambda: (
-            seconds(lambda: [w for w, _ in path.increments(steps, area=True)]) / len(steps)
-        ),
+    makers: dict[str, tuple[Callable[[], object], int]] = {
+        "interp": (lambda: noise.normal_like(x, generator), 1),
+        "torch.randn": (lambda: torch.randn(x.shape, generator=generator), 1),
+        "W(t)": (lambda: path.values([r for _, r in steps], area=False), len(steps)),
+        "W(t), 128 steps": (lambda: path.values([r for _, r in dyadic], area=False), len(dyadic)),
+        "W(t) and its integral": (lambda: path.values([r for _, r in steps]), len(steps)),
     }
+
+    def timed(make: Callable[[], object], count: int) -> float:
+        make()
+        return seconds(make) / count
+
+    runs = {name: (lambda maker=maker: timed(*maker)) for name, maker in makers.items()}
     found = interleaved(runs, 5 * repeats)
     torch.set_num_threads(threads)
     return {name: 1e9 * median(values) / x.numel() for name, values in found.items()}

@@ -34,6 +34,7 @@ where
     F: Fn(usize, &mut [U]) + Sync,
 {
     let size = out.len() * weight;
+    let limit = limit.min(out.len().div_ceil(unit));
     if size < SHARED || limit < 2 || forked() {
         return work(0, out);
     }
