@@ -134,7 +134,8 @@ def torch_normals(
     row = torch.arange(first_row, first_row + rows, device=device)[:, None]
     halves = [torch.tensor([n >> at & _WORD for n in nodes], device=device) for at in (0, 32)]
     low, high = (half[:, None, None] for half in halves)
-    words = philox(tuple(torch.broadcast_tensors(group, row, low, high)), key)
+    shape3 = (len(nodes), rows, len(group))
+    words = philox(tuple(word.expand(shape3) for word in (group, row, low, high)), key)
     pairs = (*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3]))
     return torch.stack(pairs, dim=-1).flatten(2)[..., :row_len]
 
