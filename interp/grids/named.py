@@ -83,7 +83,7 @@ def uniform() -> Spacing:
 
     def place(path: Interpolant | None, ends: Ends, steps: int) -> list[float]:
         step = (ends[1] - ends[0]) / steps  # in Python's numbers, which torch.compile follows
-        return [ends[0], *(ends[0] + i * step for i in range(1, steps)), ends[1]]
+        return [ends[0], *[ends[0] + i * step for i in range(1, steps)], ends[1]]
 
     return Spacing("uniform", place)
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ..arguments import whole
 from ..errors import OptionError, Uncompilable
-from ..terms.model import check_callable
+from ..terms.model import check_callable, needs_exact_time
 from . import layers as _layers  # registers its rules
 from .engine import Network
 from .field import NativeField, NativeModel, Reads
@@ -31,12 +31,14 @@ class Compiled(NativeModel):
     Attributes:
         model: the model in torch.
         uncompiled: every node met so far that has no native form.
+        exact_time: whether the model wants its time in float64.
     """
 
     def __init__(
         self, model: Callable[..., Any], threads: int | None, fallback: bool, timeless: bool = False
     ) -> None:
         self.model = model
+        self.exact_time = needs_exact_time(model)
         self.timeless = timeless
         self.threads = threads
         self.fallback = fallback
@@ -113,11 +115,6 @@ class Compiled(NativeModel):
         """What the model says that it returns, if it does."""
         return getattr(self.model, "view", None)
 
-    @property
-    def exact_time(self) -> bool:
-        """Whether the model wants its time in float64."""
-        return bool(getattr(self.model, "exact_time", False))
-
     def _native_here(self, x: object, cond: Mapping[str, Any], t: object = _ZERO) -> bool:
         """Whether these arguments can be taken without torch."""
         if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
@@ -143,9 +140,9 @@ class Compiled(NativeModel):
         if not self._structure.holds():
             self._programs.clear()
             self._structure = _Structure(self._held)
-        rows = len(x)
+        rows, *shape = x.shape
         sorts = {name: Sort.of(cond[name], rows) for name in sorted(cond)}
-        of_x = Sort.of(x, rows)
+        of_x = Sort(x.dtype, tuple(shape), True)
         key = (t, of_x, tuple(sorts.items()), self._structure.training())
         try:
             known = key in self._programs

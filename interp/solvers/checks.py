@@ -137,7 +137,7 @@ def _check_state(x: object) -> None:
         raise OptionError(f"x has dtype {x.dtype}. Give floating-point numbers, e.g. x.float().")
     if x.layout is not torch.strided:
         raise OptionError(f"x has the layout {x.layout}. Give x.to_dense().")
-    if x.device.type == "cpu" and x.numel() >= _MOST:
+    if x.is_cpu and x.numel() >= _MOST:
         raise OptionError(
             f"x has {x.numel()} elements, and a run on the CPU takes fewer than 2^31. Solve some of its "
             "rows at a time: with first_row=i they draw the noise of the whole."

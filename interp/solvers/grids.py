@@ -72,7 +72,7 @@ def resolved(
     if isinstance(grid, tuple) and len(grid) == 2 and isinstance(grid[0], str):
         return _given(term, t, steps, *grid)
     spacing = _spacing(grid)
-    ends = interval(term.interval if t is None else t)
+    ends = term.interval if t is None else interval(t)
     if spacing is None:
         return ends, grid_times(steps, grid, ends)  # type: ignore[arg-type]
     if steps is None:

@@ -32,7 +32,7 @@ def solution(
     xs = made.problem.xs
     if made.between is not None:
         xs = made.between(xs if done else xs[: made.between.reached(report["t"])])
-    saves = made.saves[: len(xs)]
+    saves = made.saves[: xs.shape[0]]
     if not done and rows is None:
         forward = request.ends[1] - request.ends[0]
         saves = [s for s in saves if (s - stop) * forward <= 0]

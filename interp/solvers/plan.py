@@ -209,11 +209,9 @@ def cut(cond: Cond, rows: list[int], count: int) -> Cond:
     return {name: part(value) for name, value in cond.items()}
 
 
-def clock(at: Coordinates | None, times: list[float]) -> dict[float, float]:
+def clock(at: Coordinates, times: list[float]) -> dict[float, float]:
     """The clock at each time: one reading a time, so that equal times have equal readings."""
     unique = list(dict.fromkeys(times))
-    if at is None:
-        return {t: t for t in unique}
     taus: list[float] = at.tau(host(unique)).tolist()
     return dict(zip(unique, taus, strict=True))
 

@@ -74,11 +74,12 @@ def laid_out(
             stop = _before_clean_data(term, start, request)
     forward = request.ends[1] - request.ends[0]
     saves = [s for s in request.saves if last is None or (s - stop) * forward <= 0]
-    tau = clock(at, [start, stop, *saves, *(grid or [])])
-    y = x
+    y, marks, taus, ends = x, saves, grid, (start, stop)
     if at is not None:
         y = spread(1 / at.scale(host(start)), x) * x
-    marks = [tau[s] for s in saves]
+        tau = clock(at, [start, stop, *saves, *(grid or [])])
+        marks, ends = [tau[s] for s in saves], (tau[start], tau[stop])
+        taus = None if grid is None else [tau[t] for t in grid]
     one_time = request.backend == "rust" and not request.per_row
     form, ahead = (seen.affine() if one_time else None), None
     if form is not None and form.reads is not None and request.gradient is None:
@@ -90,12 +91,11 @@ def laid_out(
     problem = pose(x, y, marks, slope, seen.exact_time, detached or "torch")
     apart = request.per_row and grid is None and x.numel() > 0
     problem.native = native(seen, x, request, form, per_row=apart)
-    taus = [tau[t] for t in grid] if grid is not None else None
     if ahead is not None:
         problem.times = ahead.times
     elif at is not None:
         problem.times = clock_reader(at)
-    return Laid(problem, request, at, start, stop, (tau[start], tau[stop]), taus, last)
+    return Laid(problem, request, at, start, stop, ends, taus, last)
 
 
 def runge_kutta(

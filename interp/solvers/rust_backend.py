@@ -31,4 +31,4 @@ __all__ = [
 
 def takes(x: Tensor) -> bool:
     """Whether the engine runs states like ``x``: float32 and float64 on the cpu."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return x.is_cpu and x.dtype in (torch.float32, torch.float64)

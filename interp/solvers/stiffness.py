@@ -27,7 +27,7 @@ def complaint(made: Plan, report: Report) -> tuple[str, str] | None:
     """
     problem, each, goal = made.problem, report.get("each"), made.arguments[-1]
     accepted, rejected, clock = report["accepted"], report["rejected"], report["t"]
-    y, status, whose = report["y"].detach(), report["status"], "a component"
+    y, status, whose = report["y"], report["status"], "a component"
     if each is not None:
         row = max(range(len(y)), key=lambda r: each["accepted"][r] + each["rejected"][r])
         accepted, rejected = each["accepted"][row], each["rejected"][row]
@@ -41,7 +41,7 @@ def complaint(made: Plan, report: Report) -> tuple[str, str] | None:
         told = problem.told_rows([clock])
         field = problem.field if problem.cut is None else problem.cut([row])
     step = abs(clock - goal.from_) / max(accepted, 1)
-    rate = fastest_decay(field, told, y)
+    rate = fastest_decay(field, told, y.detach())
     if not 1.5 < step * rate < float("inf"):
         return None
     return (

@@ -8,7 +8,7 @@ use pyo3::types::{PyInt, PyTuple};
 use crate::network::Lent;
 use crate::real::{Precision, Real};
 
-use super::tensor::{Library, Obstacle, Torch};
+use super::tensor::{Library, Obstacle, Torch, holder};
 
 /// A tensor that is read where it lies: a weight, or an input of a network.
 pub struct Borrowed {
@@ -44,8 +44,27 @@ impl Borrowed {
         Role { name, remedy }: Role,
     ) -> PyResult<Self> {
         let py = tensor.py();
-        let expected = PyTuple::new(py, shape)?;
         let library = Library::get(py)?;
+        let len = shape.iter().product::<usize>();
+        let (bytes, align) = match precision {
+            Precision::Single => (len * size_of::<f32>(), align_of::<f32>()),
+            Precision::Double => (len * size_of::<f64>(), align_of::<f64>()),
+        };
+        let borrowed = |storage: Bound<'_, PyAny>, at| Borrowed {
+            _storage: storage.unbind(),
+            _tensor: tensor.clone().unbind(),
+            at,
+            len,
+            precision,
+        };
+        let sizes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let seen = library.exchange.as_ref().and_then(|t| t.dense(tensor, precision, &sizes));
+        if let Some(at) = seen.filter(|at| len > 0 && at.is_multiple_of(align))
+            && !tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()?
+            && let Ok(storage) = holder(tensor, at, bytes)?
+        {
+            return Ok(borrowed(storage, at));
+        }
         if !tensor.is_instance(library.tensor.bind(py))? {
             return Err(PyValueError::new_err(format!("{name} is not a tensor. {remedy}")));
         }
@@ -53,7 +72,7 @@ impl Borrowed {
             Precision::Single => library.float32.bind(py),
             Precision::Double => library.float64.bind(py),
         };
-        let len = shape.iter().product();
+        let expected = PyTuple::new(py, shape)?;
         let torch = Torch::of(dtype, expected.clone(), len, py.None().into_bound(py))?;
         let found = match precision {
             Precision::Single => torch.locate::<f32>(tensor, &expected, len)?.map(|at| at as usize),
@@ -61,13 +80,7 @@ impl Borrowed {
         };
         let wrong = |what: &str| torch.raise(format!("{name} is a tensor {what}. {remedy}"));
         match found {
-            Ok(at) => Ok(Borrowed {
-                _storage: tensor.call_method0(intern!(py, "untyped_storage"))?.unbind(),
-                _tensor: tensor.clone().unbind(),
-                at,
-                len,
-                precision,
-            }),
+            Ok(at) => Ok(borrowed(tensor.call_method0(intern!(py, "untyped_storage"))?, at)),
             Err(Obstacle::Wrong(what)) => Err(wrong(&what)),
             Err(Obstacle::Scattered) => Err(wrong("that is not contiguous")),
         }

@@ -99,8 +99,9 @@ impl<T: Real> World<T> for PyWorld<'_, T> {
     ) -> PyResult<Option<Vec<f64>>> {
         self.torch.py.check_signals()?;
         self.nfe += 1;
+        let arguments = (x.show(&self.torch)?,);
         let start = Instant::now();
-        let told = self.chain.energies[level].call1((&x.tensor,));
+        let told = self.chain.energies[level].call1(arguments);
         self.field_time += start.elapsed();
         let (value, made): (Option<Bound<'_, PyAny>>, Bound<'_, PyAny>) = told?.extract()?;
         let value = value.map(|value| self.values.take::<f64>(value, &self.value_pool));
@@ -125,7 +126,7 @@ impl<T: Real> World<T> for PyWorld<'_, T> {
         let Some(observer) = &self.chain.observer else {
             return Ok(false);
         };
-        let stop = observer.call1((step, &x.tensor, self.nfe))?.is_truthy()?;
+        let stop = observer.call1((step, x.show(&self.torch)?, self.nfe))?.is_truthy()?;
         x.reclaim(&self.torch, "the callback")?;
         Ok(stop)
     }
@@ -155,9 +156,9 @@ pub fn chain<'py>(chain: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
             nfe: 0,
             field_time: Duration::ZERO,
         };
-        let ended = run(&mut world, task, x, columns)?;
+        let mut ended = run(&mut world, task, x, columns)?;
         let report = PyDict::new(py);
-        report.set_item("y", ended.x.tensor)?;
+        report.set_item("y", ended.x.show(&world.torch)?)?;
         report.set_item("status", ended.status.name())?;
         report.set_item("step", ended.step)?;
         report.set_item("step_size", ended.step_size)?;

@@ -39,17 +39,22 @@ impl Lender {
     }
 }
 
-/// A state: memory of ours, and the tensor by which Python sees it.
+/// A state: memory of ours, and the tensor by which Python sees it, made when it is first shown.
 pub struct Buffer<T> {
-    pub tensor: Py<PyAny>,
+    shown: Option<Shown>,
+    memory: Arc<Block>,
+    at: *mut T,
+    len: usize,
+}
+
+/// The tensor on a state, and what it was like when only the buffer had it.
+struct Shown {
+    tensor: Py<PyAny>,
     storage: Py<PyAny>,
-    /// The ways to the memory when only this buffer had it.
+    /// The ways to the memory.
     shares: Option<[usize; 4]>,
     version: u64,
     address: usize,
-    _memory: Arc<Block>,
-    at: *mut T,
-    len: usize,
 }
 
 impl<T: Real> Buffer<T> {
@@ -67,6 +72,49 @@ impl<T: Real> Buffer<T> {
         Ok(buffer)
     }
 
+    /// The tensor by which Python sees it.
+    pub fn show<'py>(&mut self, torch: &Torch<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let shown = match self.shown.take() {
+            Some(shown) => shown,
+            None => torch.shown(self)?,
+        };
+        Ok(self.shown.insert(shown).tensor.bind(torch.py).clone())
+    }
+
+    /// The buffer for another content: itself, or a new one where Python re-typed it or kept it.
+    pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
+        let ours = match &self.shown {
+            Some(shown) => shown.whole(torch)? && !shown.shared(torch)?,
+            None => true,
+        };
+        if ours { Ok(self) } else { torch.buffer() }
+    }
+
+    /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
+    /// reference to it, leave it to them and go on in a copy.
+    pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
+        let Some(shown) = &self.shown else { return Ok(()) };
+        if !shown.whole(torch)? {
+            return Err(torch.raise(format!(
+                "{who} changed the memory of the state that it was given (resized, freed or \
+                 re-typed it). Work on a copy: x.clone()."
+            )));
+        }
+        if version(shown.tensor.bind(torch.py))? != shown.version {
+            return Err(torch.raise(format!(
+                "{who} wrote into the state that it was given. Work on a copy: x.clone()."
+            )));
+        }
+        if shown.shared(torch)? {
+            let mut copy = torch.buffer::<T>()?;
+            copy.as_mut().copy_from_slice(self.as_ref());
+            *self = copy;
+        }
+        Ok(())
+    }
+}
+
+impl Shown {
     /// Whether the tensor still is what it was made as: our memory is safe whatever was done to it,
     /// but the next call must not see another tensor.
     fn whole(&self, torch: &Torch<'_>) -> PyResult<bool> {
@@ -86,33 +134,6 @@ impl<T: Real> Buffer<T> {
         let shares = torch.shares(self.tensor.bind(torch.py), self.storage.bind(torch.py))?;
         Ok(shares.is_none() || shares != self.shares)
     }
-
-    /// The buffer for another content: itself, or a new one where Python re-typed it or kept it.
-    pub fn renewed(self, torch: &Torch<'_>) -> PyResult<Self> {
-        if self.whole(torch)? && !self.shared(torch)? { Ok(self) } else { torch.buffer() }
-    }
-
-    /// After Python had the tensor: check that it is whole and unchanged, and if somebody kept a
-    /// reference to it, leave it to them and go on in a copy.
-    pub fn reclaim(&mut self, torch: &Torch<'_>, who: &str) -> PyResult<()> {
-        if !self.whole(torch)? {
-            return Err(torch.raise(format!(
-                "{who} changed the memory of the state that it was given (resized, freed or \
-                 re-typed it). Work on a copy: x.clone()."
-            )));
-        }
-        if version(self.tensor.bind(torch.py))? != self.version {
-            return Err(torch.raise(format!(
-                "{who} wrote into the state that it was given. Work on a copy: x.clone()."
-            )));
-        }
-        if self.shared(torch)? {
-            let mut copy = torch.buffer::<T>()?;
-            copy.as_mut().copy_from_slice(self.as_ref());
-            *self = copy;
-        }
-        Ok(())
-    }
 }
 
 /// Python references to an object.
@@ -127,7 +148,7 @@ fn version(tensor: &Bound<'_, PyAny>) -> PyResult<u64> {
 
 impl<T> AsRef<[T]> for Buffer<T> {
     fn as_ref(&self) -> &[T] {
-        // SAFETY: `at` is the start of `len` elements of `_memory`, which is never resized and lives
+        // SAFETY: `at` is the start of `len` elements of `memory`, which is never resized and lives
         // as long as this buffer; it has been written, and any bits are a number.
         unsafe { std::slice::from_raw_parts(self.at, self.len) }
     }
@@ -147,24 +168,27 @@ impl<'py> Torch<'py> {
         let bytes = self.len * size_of::<T>();
         let memory = Arc::new(Block::new(bytes).ok_or_else(|| no_room(bytes))?);
         let at = memory.address().cast::<T>();
+        Ok(Buffer { shown: None, memory, at, len: self.len })
+    }
+
+    /// A tensor on a buffer that Python has not seen yet.
+    fn shown<T: Real>(&self, buffer: &Buffer<T>) -> PyResult<Shown> {
+        let memory = &buffer.memory;
         let tensor = match &self.library.exchange {
             // SAFETY: `len` numbers of the memory, which the tensor's owner keeps. Torch and we agree
             // on who writes when (`reclaim`).
-            Some(torch) if self.len > 0 => unsafe {
-                torch.tensor(self.py, at, &self.sizes, Arc::clone(&memory))?
+            Some(torch) if self.len > 0 && self.len == buffer.len => unsafe {
+                torch.tensor(self.py, buffer.at, &self.sizes, Arc::clone(memory))?
             },
-            _ => self.lent(&memory)?,
+            _ => self.lent(memory)?,
         };
         let storage = tensor.call_method0(intern!(self.py, "untyped_storage"))?;
-        Ok(Buffer {
+        Ok(Shown {
             shares: self.shares(&tensor, &storage)?,
             version: version(&tensor)?,
             address: tensor.call_method0(intern!(self.py, "data_ptr"))?.extract()?,
             tensor: tensor.unbind(),
             storage: storage.unbind(),
-            _memory: memory,
-            at,
-            len: self.len,
         })
     }
 

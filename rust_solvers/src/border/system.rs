@@ -93,11 +93,12 @@ impl<'py> Clock<'py> {
         Ok(())
     }
 
-    fn tensor(&self) -> Option<&Py<PyAny>> {
-        self.now.as_ref().map(|now| match now {
-            Now::Single(buffer) => &buffer.tensor,
-            Now::Double(buffer) => &buffer.tensor,
-        })
+    fn show(&mut self) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let shown = self.now.as_mut().map(|now| match now {
+            Now::Single(buffer) => buffer.show(&self.torch),
+            Now::Double(buffer) => buffer.show(&self.torch),
+        });
+        shown.transpose()
     }
 }
 
@@ -149,8 +150,9 @@ impl<'py, T: Number> PySystem<'py, T> {
     /// Call a Python function of (t, x) and take its result; the state is ours again afterwards.
     fn call(&mut self, function: &Bound<'py, PyAny>, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
         self.py.check_signals()?;
+        let arguments = (self.time.show()?, y.show(&self.torch)?);
         let start = Instant::now();
-        let result = function.call1((self.time.tensor(), &y.tensor));
+        let result = function.call1(arguments);
         self.field_time += start.elapsed();
         let slope = self.torch.take(result?, &self.pool)?;
         y.reclaim(&self.torch, "the field")?;
@@ -165,17 +167,18 @@ impl<'py, T: Number> PySystem<'py, T> {
         }
     }
 
-    pub fn report(self, outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
-        let report = PyDict::new(self.py);
-        report.set_item("y", outcome.y.tensor)?;
-        report.set_item("status", outcome.status.name())?;
-        report.set_item("t", outcome.t)?;
-        report.set_item("accepted", outcome.accepted)?;
-        report.set_item("rejected", outcome.rejected)?;
-        report.set_item("step", outcome.step)?;
-        report.set_item("rows", outcome.rows)?;
-        report.set_item("nfe", self.nfe)?;
-        report.set_item("field_s", self.field_time.as_secs_f64())?;
+    pub fn report(self, mut outcome: Outcome<Buffer<T>>) -> PyResult<Bound<'py, PyDict>> {
+        let py = self.py;
+        let report = PyDict::new(py);
+        report.set_item(intern!(py, "y"), outcome.y.show(&self.batch)?)?;
+        report.set_item(intern!(py, "status"), outcome.status.name())?;
+        report.set_item(intern!(py, "t"), outcome.t)?;
+        report.set_item(intern!(py, "accepted"), outcome.accepted)?;
+        report.set_item(intern!(py, "rejected"), outcome.rejected)?;
+        report.set_item(intern!(py, "step"), outcome.step)?;
+        report.set_item(intern!(py, "rows"), outcome.rows)?;
+        report.set_item(intern!(py, "nfe"), self.nfe)?;
+        report.set_item(intern!(py, "field_s"), self.field_time.as_secs_f64())?;
         Ok(report)
     }
 }
@@ -233,8 +236,9 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         };
         self.time.set(&[t])?;
         self.py.check_signals()?;
+        let arguments = (self.time.show()?, y.show(&self.torch)?);
         let start = Instant::now();
-        let result = function.call1((self.time.tensor(), &y.tensor));
+        let result = function.call1(arguments);
         self.field_time += start.elapsed();
         let slope = match &self.matrix {
             Some(matrix) if !correction => matrix.take(result?, &self.pool)?,
@@ -256,7 +260,7 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         let Some(observer) = &self.problem.observer else {
             return Ok(false);
         };
-        let stop = observer.call1((t, &y.tensor, self.nfe))?.is_truthy()?;
+        let stop = observer.call1((t, y.show(&self.torch)?, self.nfe))?.is_truthy()?;
         y.reclaim(&self.torch, "the callback")?;
         self.native.as_mut().map_or(Ok(()), Native::renew)?;
         Ok(stop)
@@ -315,7 +319,7 @@ impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
         let Some(observer) = &self.problem.observer else {
             return Ok(Vec::new());
         };
-        let stopped = observer.call1((times.to_vec(), &y.tensor, self.nfe))?;
+        let stopped = observer.call1((times.to_vec(), y.show(&self.batch)?, self.nfe))?;
         y.reclaim(&self.batch, "the callback")?;
         self.native.as_mut().map_or(Ok(()), Native::renew)?;
         if stopped.is_none() { Ok(Vec::new()) } else { stopped.extract() }

@@ -249,15 +249,9 @@ impl<'py> Torch<'py> {
         if len == 0 {
             return Ok(Ok(std::ptr::NonNull::dangling().as_ptr()));
         }
-        let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
-        let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
-        let bytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
-        // A storage can be made smaller than the tensors on it believe it to be.
-        let end = len.checked_mul(size_of::<T>()).and_then(|n| address.checked_add(n));
-        let inside = start != 0
-            && address >= start
-            && end.zip(start.checked_add(bytes)).is_some_and(|(end, limit)| end <= limit);
-        if !inside || !address.is_multiple_of(align_of::<T>()) {
+        let held = holder(tensor, address, len.saturating_mul(size_of::<T>()))?;
+        if held.is_err() || !address.is_multiple_of(align_of::<T>()) {
+            let bytes = held.err().unwrap_or(len.saturating_mul(size_of::<T>()));
             let what = format!("whose memory ({bytes} bytes) does not hold its {len} elements");
             return Ok(Err(Obstacle::Wrong(what)));
         }
@@ -374,6 +368,23 @@ impl<'py> Torch<'py> {
         let error = || self.py.import("interp.errors")?.getattr("FieldError")?.call1((message,));
         error().map_or_else(|e| e, PyErr::from_value)
     }
+}
+
+/// The storage of a tensor, if it holds so many bytes from `address` on: one can be made smaller than
+/// the tensors on it believe it to be. How many it has, if it does not.
+pub fn holder<'py>(
+    tensor: &Bound<'py, PyAny>,
+    address: usize,
+    bytes: usize,
+) -> PyResult<Result<Bound<'py, PyAny>, usize>> {
+    let py = tensor.py();
+    let storage = tensor.call_method0(intern!(py, "untyped_storage"))?;
+    let start: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    let all: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+    let inside = start != 0
+        && address >= start
+        && address.checked_add(bytes).zip(start.checked_add(all)).is_some_and(|(a, b)| a <= b);
+    Ok(if inside { Ok(storage) } else { Err(all) })
 }
 
 /// Whether a tensor holds neither NaN nor infinity; None where it is not a dense one of ours.

@@ -239,16 +239,18 @@ impl Kernel {
         }
     }
 
-    /// The weight that a run should have turned, as (view, its rows, its columns): one whose rows
-    /// lie one after the other, which the product would copy again and again.
-    pub fn turns<'a>(&self, operands: &'a [View]) -> Option<(&'a View, usize, usize)> {
-        let (Kernel::Linear, [_, w, ..]) = (self, operands) else { return None };
+    /// The weight that a run of so many rows should have turned, with the length of its rows: they lie
+    /// one after the other, and the product would copy them again and again.
+    pub fn turns<'a>(&self, operands: &'a [View], rows: usize) -> Option<(&'a View, usize)> {
+        let (Kernel::Linear, [x, w, ..]) = (self, operands) else { return None };
         let [m, n] = w.shape[..] else { return None };
-        (w.strides == [n, 1] && m >= NARROW && n > 1).then_some((w, m, n))
+        let turns = w.strides == [n, 1] && m >= NARROW && n > 1;
+        // Of one token a large one is best as it stands.
+        (turns && (rows * x.count() > n || m * n <= SMALL)).then_some((w, n))
     }
 
     /// Do it for `rows` rows into `out`, the values of which are `len` elements long in a row.
-    /// `turned` is the transpose of the weight that `turns` names, if the run has made it.
+    /// `turned` is what was made of the weight that `turns` names, if the run wants it.
     ///
     /// # Errors
     /// In words, where an index into a table is outside of it.
@@ -336,7 +338,7 @@ const FEW: usize = 4;
 /// Outputs below which it is as well, with the weight as it stands.
 const NARROW: usize = 8;
 /// Elements of a weight that is turned for a single row too: it stays in a core's own cache.
-pub const SMALL: usize = 1 << 14;
+const SMALL: usize = 1 << 14;
 
 fn linear<T: Number>(rows: usize, out: &mut [T], operands: &[Operand], turned: Option<&[T]>) {
     let (x, weight) = (&operands[0], &operands[1]);
@@ -349,29 +351,38 @@ fn linear<T: Number>(rows: usize, out: &mut [T], operands: &[Operand], turned: O
     let add = operands.len() > 2;
     let numbers = x.numbers::<T>();
     let all = rows * tokens;
-    let as_it_stands = Matrix {
-        values: weight.numbers::<T>(),
-        row: weight.view.strides[0],
-        column: weight.view.strides[1],
-    };
-    let by = match turned {
-        Some(turned) => Matrix::rows(turned, m),
-        None => as_it_stands.transposed(),
-    };
     let together = x.row == tokens * n || tokens == 1;
-    let small = turned.filter(|_| all < FEW && m * n <= SMALL);
-    if small.is_some() || turned.is_none() && (all < FEW || m < NARROW) || !together {
-        for (i, out) in out.chunks_mut(m).enumerate() {
-            let x = &numbers[i / tokens * x.row + i % tokens * n..];
-            match small {
-                Some(weight) => row_by_matrix(out, &x[..n], &weight[..m * n], add),
-                None => product(out, (1, n, m), Matrix::rows(x, n), by, add),
+    let row = if tokens == 1 { x.row } else { n };
+    let whole = Matrix { values: numbers, row, column: 1 };
+    let one = |i: usize| &numbers[i / tokens * x.row + i % tokens * n..][..n];
+    let few = all < FEW || !together;
+    if let Some(turned) = turned {
+        for (i, panel) in turned[..m * n].chunks(PANEL * n).enumerate() {
+            let (first, wide) = (i * PANEL, panel.len() / n);
+            if few {
+                for (i, out) in out.chunks_mut(m).enumerate() {
+                    row_by_matrix(&mut out[first..first + wide], one(i), panel, add);
+                }
+            } else {
+                let (out, panel) = (&mut out[first..], Matrix::rows(panel, wide));
+                product((out, m), (all, n, wide), whole, panel, add);
             }
         }
         return;
     }
-    let row = if tokens == 1 { x.row } else { n };
-    product(out, (all, n, m), Matrix { values: numbers, row, column: 1 }, by, add);
+    let weight = Matrix {
+        values: weight.numbers::<T>(),
+        row: weight.view.strides[0],
+        column: weight.view.strides[1],
+    };
+    let by = weight.transposed();
+    if few || m < NARROW {
+        for (i, out) in out.chunks_mut(m).enumerate() {
+            product((out, m), (1, n, m), Matrix::rows(one(i), n), by, add);
+        }
+        return;
+    }
+    product((out, m), (all, n, m), whole, by, add);
 }
 
 fn matmul<T: Number>(rows: usize, out: &mut [T], a: &Operand, b: &Operand) {
@@ -392,7 +403,7 @@ fn matmul<T: Number>(rows: usize, out: &mut [T], a: &Operand, b: &Operand) {
     for (i, out) in out.chunks_mut(m * n).take(rows * count).enumerate() {
         let left = Matrix { values: &of_a[of(a, i)..], row: sa[0], column: sa[1] };
         let right = Matrix { values: &of_b[of(b, i)..], row: sb[0], column: sb[1] };
-        product(out, (m, k, n), left, right, false);
+        product((out, n), (m, k, n), left, right, false);
     }
 }
 
@@ -417,8 +428,14 @@ fn embedding<T: Number>(
     Ok(())
 }
 
-/// The transpose of a weight, in memory used again.
-pub fn turn<T: Number>(weight: &[T], m: usize, n: usize, into: &mut Vec<T>) {
-    into.resize(m * n, T::ZERO);
-    transpose(weight, (m, n), into);
+/// Outputs of a product whose weights lie together: the library's kernels are as wide.
+const PANEL: usize = 64;
+
+/// The transpose of a weight of rows of n elements, in panels: of `PANEL` outputs after those before,
+/// in memory used again.
+pub fn turn<T: Number>(weight: &[T], n: usize, into: &mut Vec<T>) {
+    into.resize(weight.len(), T::ZERO);
+    for (weight, into) in weight.chunks(PANEL * n).zip(into.chunks_mut(PANEL * n)) {
+        transpose(weight, (weight.len() / n, n), into);
+    }
 }

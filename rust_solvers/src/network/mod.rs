@@ -304,15 +304,11 @@ impl Run {
         let turned = &mut self.turned;
         turned.resize_with(program.once.len() + program.rows.len(), || None);
         for (i, step) in program.once.iter().chain(&program.rows).enumerate() {
-            let is_row = i >= program.once.len();
-            let tokens = step.operands[0].count() / step.operands[0].shape.last().unwrap_or(&1);
-            let many = tokens * if is_row { rows } else { 1 } > 1;
-            let weight = step
-                .kernel
-                .turns(&step.operands)
-                .filter(|(_, m, n)| many || m * n <= kernel::SMALL)
-                .filter(|(view, ..)| program.values[view.value].place == Place::Weight);
-            let Some((view, m, n)) = weight else {
+            let rows = if i < program.once.len() { 1 } else { rows };
+            let weight = step.kernel.turns(&step.operands, rows);
+            let weight =
+                weight.filter(|(view, _)| program.values[view.value].place == Place::Weight);
+            let Some((view, n)) = weight else {
                 turned[i] = None;
                 continue;
             };
@@ -320,8 +316,8 @@ impl Run {
             let kept = turned[i].take().filter(|k| k.lent().precision() == lent.precision());
             let mut kept = kept.unwrap_or_else(|| Kept::of(lent.precision()));
             match (&mut kept, lent) {
-                (Kept::Single(into), Lent::Single(w)) => kernel::turn(&w[..m * n], m, n, into),
-                (Kept::Double(into), Lent::Double(w)) => kernel::turn(&w[..m * n], m, n, into),
+                (Kept::Single(into), Lent::Single(w)) => kernel::turn(&w[..view.count()], n, into),
+                (Kept::Double(into), Lent::Double(w)) => kernel::turn(&w[..view.count()], n, into),
                 _ => {}
             }
             turned[i] = Some(kept);

@@ -1,5 +1,7 @@
 //! Matrix products by the kernels of the `gemm` library, with every index checked.
 
+use std::sync::Once;
+
 use gemm::{Parallelism, gemm};
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -31,28 +33,32 @@ impl<'a, T> Matrix<'a, T> {
     }
 }
 
-/// `out = a b` for `a` of m x k and `b` of k x n, `out` being m rows of n; or `out += a b`.
+/// `out = a b` for `a` of m x k and `b` of k x n, `out` being m rows of n, of which each begins
+/// `stride` elements after the one before; or `out += a b`.
 ///
 /// # Panics
 /// If a matrix does not hold as many elements: a bug in the caller, since shapes are checked where
 /// a program is made.
 pub fn product<T: Elementary>(
-    out: &mut [T],
+    (out, stride): (&mut [T], usize),
     (m, k, n): (usize, usize, usize),
     a: Matrix<T>,
     b: Matrix<T>,
     add: bool,
 ) {
-    assert!(out.len() == m * n && a.holds(m, k) && b.holds(k, n), "a matrix is too short");
+    let holds = m == 0 || n <= stride && (m - 1) * stride + n <= out.len();
+    assert!(holds && a.holds(m, k) && b.holds(k, n), "a matrix is too short");
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 {
         if !add {
-            out.fill(T::ZERO);
+            out.chunks_mut(stride).take(m).for_each(|out| out[..n].fill(T::ZERO));
         }
         return;
     }
+    kernels();
+    let row = stride as isize;
     let stride = |s: usize| s as isize;
     // SAFETY: every element of `a`, `b` and `out` that the strides reach was just shown to lie in
     // its slice; `out` is exclusively ours and `gemm` writes to nothing else.
@@ -63,7 +69,7 @@ pub fn product<T: Elementary>(
             k,
             out.as_mut_ptr(),
             1,
-            stride(n),
+            row,
             add,
             a.values.as_ptr(),
             stride(a.column),
@@ -79,6 +85,13 @@ pub fn product<T: Elementary>(
             Parallelism::None,
         );
     }
+}
+
+/// Have the library take every operand as it lies: those that it would copy beforehand, because of
+/// their many rows, lie here as it would have them.
+fn kernels() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| gemm::set_lhs_packing_threshold_single_thread(usize::MAX));
 }
 
 /// `out = x w` for a row `x` of k elements and a small `w` of k rows; or `out += x w`.
@@ -165,7 +178,7 @@ mod tests {
             let of_a = if flip_a { Matrix::rows(&a, m).transposed() } else { Matrix::rows(&a, k) };
             let of_b = if flip_b { Matrix::rows(&b, k).transposed() } else { Matrix::rows(&b, n) };
             let mut out = vec![2.0f32; m * n];
-            product(&mut out, (m, k, n), of_a, of_b, add);
+            product((&mut out, n), (m, k, n), of_a, of_b, add);
             for i in 0..m {
                 for j in 0..n {
                     let start = if add { 2.0 } else { 0.0 };

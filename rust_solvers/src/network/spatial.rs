@@ -55,97 +55,94 @@ impl Window {
         first..end.clamp(first, self.output[1])
     }
 
-    /// Whether a tap shows the image as it is, only moved.
-    fn moves(&self) -> bool {
-        self.stride == [1, 1] && self.input[1] == self.output[1]
+    /// The sides of an image with its padding.
+    fn padded(&self) -> [usize; 2] {
+        std::array::from_fn(|i| self.input[i] + 2 * self.padding[i])
     }
 
-    /// Call `each(line, start, kx)` for every line of pixels of the unfolded image: in the matrix,
-    /// `wide` elements a tap, it begins at `line`, in the image at `start`, unless it is outside.
-    fn runs(
+    /// A channel of an image with zeros around it, in lines of `wide` elements.
+    fn pad<T: Elementary>(&self, image: &[T], padded: &mut [T], wide: usize) {
+        let ([above, left], width) = (self.padding, self.input[1]);
+        padded.fill(T::ZERO);
+        let lines = padded.chunks_mut(wide).skip(above);
+        for (line, out) in image.chunks(width).zip(lines) {
+            out[left..left + width].copy_from_slice(line);
+        }
+    }
+
+    /// What each tap shows of the padded image in some lines of the output: a matrix of
+    /// (channels taps) x pixels, a line of which begins `wide` elements after the one before.
+    fn unfold<T: Elementary>(
         &self,
-        channels: usize,
+        padded: &[T],
+        lines: std::ops::Range<usize>,
+        matrix: &mut [T],
         wide: usize,
-        mut each: impl FnMut(usize, Option<usize>, usize),
     ) {
-        let [height, width] = self.output;
-        let mut tap = 0;
-        for channel in 0..channels {
+        // A length that is known beforehand makes a copy of a few moves.
+        match (self.stride[1], self.output[1]) {
+            (1, 4) => self.taps_of::<T, 4>(padded, lines, matrix, wide),
+            (1, 8) => self.taps_of::<T, 8>(padded, lines, matrix, wide),
+            (1, 16) => self.taps_of::<T, 16>(padded, lines, matrix, wide),
+            (1, 32) => self.taps_of::<T, 32>(padded, lines, matrix, wide),
+            _ => self.taps_of::<T, 0>(padded, lines, matrix, wide),
+        }
+    }
+
+    /// The same for a width of W and a stride of 1, or for any where W is 0.
+    fn taps_of<T: Elementary, const W: usize>(
+        &self,
+        padded: &[T],
+        lines: std::ops::Range<usize>,
+        matrix: &mut [T],
+        wide: usize,
+    ) {
+        let [high, across] = self.padded();
+        let width = if W > 0 { W } else { self.output[1] };
+        let (down, right) = (self.stride[0] * across, self.stride[1]);
+        let mut rows = matrix.chunks_mut(wide);
+        for image in padded.chunks(high * across) {
             for ky in 0..self.kernel[0] {
                 for kx in 0..self.kernel[1] {
-                    let inside = self.inside(kx);
-                    for oy in 0..height {
-                        let start =
-                            self.source(0, oy, ky).filter(|_| !inside.is_empty()).map(|iy| {
-                                let ix = inside.start * self.stride[1] + kx * self.dilation[1];
-                                (channel * self.input[0] + iy) * self.input[1] + ix
-                                    - self.padding[1]
-                            });
-                        each(tap * wide + oy * width, start, kx);
+                    let Some(row) = rows.next() else { return };
+                    let first = lines.start * down + ky * self.dilation[0] * across;
+                    let first = first + kx * self.dilation[1];
+                    for (i, out) in row[..lines.len() * width].chunks_exact_mut(width).enumerate() {
+                        let line = &image[first + i * down..];
+                        if W > 0 || right == 1 {
+                            out.copy_from_slice(&line[..width]);
+                        } else {
+                            out.iter_mut()
+                                .zip(line.iter().step_by(right))
+                                .for_each(|(o, &x)| *o = x);
+                        }
                     }
-                    tap += 1;
                 }
             }
         }
     }
 
-    /// The image as a matrix of (channels taps) x pixels, zero where a tap is outside; a line of the
-    /// matrix begins `wide` elements after the one before.
-    fn unfold<T: Elementary>(&self, channels: usize, image: &[T], matrix: &mut [T], wide: usize) {
-        if self.moves() {
-            let area = self.input[0] * self.input[1];
-            for (tap, out) in matrix.chunks_mut(wide).enumerate().take(channels * self.taps()) {
-                let (channel, k) = (tap / self.taps(), tap % self.taps());
-                let k = [k / self.kernel[1], k % self.kernel[1]];
-                self.moved(&image[channel * area..][..area], k, &mut out[..self.pixels()]);
-            }
-            return;
-        }
-        let (width, stride) = (self.output[1], self.stride[1]);
-        self.runs(channels, wide, |line, start, kx| {
-            let out = &mut matrix[line..line + width];
-            let Some(start) = start else { return out.fill(T::ZERO) };
-            let inside = self.inside(kx);
-            out[..inside.start].fill(T::ZERO);
-            out[inside.end..].fill(T::ZERO);
-            for (i, out) in out[inside].iter_mut().enumerate() {
-                *out = image[start + i * stride];
-            }
-        });
-    }
-
-    /// What a tap shows of one channel where windows only move: one run of the image, but for the
-    /// columns that leave it.
-    fn moved<T: Elementary>(&self, image: &[T], [ky, kx]: [usize; 2], out: &mut [T]) {
-        let ([height, width], columns) = (self.output, self.inside(kx));
-        let mut lines = (0..height).filter(|&oy| self.source(0, oy, ky).is_some());
-        let Some(first) = lines.next().filter(|_| !columns.is_empty()) else {
-            return out.fill(T::ZERO);
-        };
-        let end = lines.next_back().unwrap_or(first) + 1;
-        let (from, to) = (first * width + columns.start, (end - 1) * width + columns.end);
-        let row = first + ky * self.dilation[0] - self.padding[0];
-        let start = row * width + columns.start + kx * self.dilation[1] - self.padding[1];
-        out[from..to].copy_from_slice(&image[start..][..to - from]);
-        out[..from].fill(T::ZERO);
-        out[to..].fill(T::ZERO);
-        for line in out.chunks_mut(width) {
-            line[..columns.start].fill(T::ZERO);
-            line[columns.end..].fill(T::ZERO);
-        }
-    }
-
     /// The transpose of `unfold`: what each tap holds is added to the pixel it looks at.
-    fn fold<T: Elementary>(&self, channels: usize, matrix: &[T], image: &mut [T]) {
-        let stride = self.stride[1];
-        self.runs(channels, self.pixels(), |line, start, kx| {
-            let Some(start) = start else { return };
-            let inside = self.inside(kx);
-            let from = &matrix[line + inside.start..line + inside.end];
-            for (i, &x) in from.iter().enumerate() {
-                image[start + i * stride] += x;
+    fn fold<T: Elementary>(&self, matrix: &[T], image: &mut [T]) {
+        let ([height, width], stride) = (self.output, self.stride[1]);
+        let mut rows = matrix.chunks(height * width);
+        for image in image.chunks_mut(self.input[0] * self.input[1]) {
+            for ky in 0..self.kernel[0] {
+                for kx in 0..self.kernel[1] {
+                    let (Some(row), inside) = (rows.next(), self.inside(kx)) else { return };
+                    let left = inside.start * stride + kx * self.dilation[1];
+                    for (oy, line) in row.chunks(width).enumerate() {
+                        let Some(iy) = self.source(0, oy, ky).filter(|_| !inside.is_empty()) else {
+                            continue;
+                        };
+                        let at = iy * self.input[1] + left - self.padding[1];
+                        for (i, &x) in line[inside.clone()].iter().enumerate() {
+                            image[at + i * stride] += x;
+                        }
+                    }
+                }
             }
-        });
+        }
     }
 }
 
@@ -164,10 +161,17 @@ fn begin<T: Elementary>(out: &mut [T], bias: Option<&[T]>, pixels: usize) {
     }
 }
 
-/// Pixels that a product should have, of several images where they are small: its kernels are as wide.
-const WIDE: usize = 256;
-/// Elements that unfolded images may have to stay in a core's own cache.
-const UNFOLDED: usize = 1 << 17;
+/// Pixels that a product should have at least: the library's kernels are as wide.
+const WIDE: usize = 64;
+/// Of their number they should have a multiple, or the library copies them once more.
+const LANES: usize = 16;
+
+/// How many times `pixels` a product should have, of `most`.
+fn together(pixels: usize, most: usize) -> usize {
+    let full = |n: &usize| n * pixels >= WIDE && (n * pixels).is_multiple_of(LANES);
+    let least = WIDE.div_ceil(pixels);
+    (least..=4 * least).find(full).unwrap_or(4 * least).min(most)
+}
 
 /// Each image, of which `images(i)` gives the i-th, by `weight` of output x (input / groups) x taps,
 /// plus the bias.
@@ -179,38 +183,68 @@ pub fn convolve<'a, T: Elementary>(
     out: &mut [T],
     scratch: &mut Vec<T>,
 ) {
-    let (pixels, groups) = (window.pixels(), channels.groups);
+    let ([height, width], pixels, groups) = (window.output, window.pixels(), channels.groups);
     let (into, from) = (channels.output / groups, channels.input / groups);
     let (depth, size) = (from * window.taps(), channels.output * pixels);
     let area = window.input[0] * window.input[1];
-    let together = WIDE.div_ceil(pixels).min(UNFOLDED / (depth * pixels)).max(1);
-    for (i, out) in out.chunks_mut(together * size).enumerate() {
-        let (first, count) = (i * together, out.len() / size);
-        let wide = count * pixels;
-        let room = (depth + into) * wide;
-        scratch.resize(scratch.len().max(room), T::ZERO);
-        let (matrix, made) = scratch[..room].split_at_mut(depth * wide);
+    let padded =
+        if window.padding == [0, 0] { 0 } else { from * window.padded().iter().product::<usize>() };
+    // Some lines of a large image, or some small images whole.
+    let lines = together(width, height);
+    let count = if lines < height { 1 } else { together(pixels, (out.len() / size).max(1)) };
+    let most = lines * width * count;
+    scratch.resize(scratch.len().max((depth + into) * most + padded), T::ZERO);
+    let (matrix, rest) = scratch.split_at_mut(depth * most);
+    let (made, rest) = rest.split_at_mut(into * most);
+    let padded = &mut rest[..padded];
+    for (i, out) in out.chunks_mut(count * size).enumerate() {
+        let (first, count) = (i * count, out.len() / size);
         for group in 0..groups {
             let image = |k: usize| &images(first + k)[group * from * area..][..from * area];
             let weight = Matrix::rows(&weight[group * into * depth..], depth);
             let bias = bias.map(|b| &b[group * into..][..into]);
-            let shape = (into, depth, wide);
             if count == 1 && window.plain() {
                 let out = &mut out[group * into * pixels..][..into * pixels];
                 begin(out, bias, pixels);
-                product(out, shape, weight, Matrix::rows(image(0), pixels), true);
+                let image = Matrix::rows(image(0), pixels);
+                product((out, pixels), (into, depth, pixels), weight, image, true);
                 continue;
             }
-            for k in 0..count {
-                window.unfold(from, image(k), &mut matrix[k * pixels..], wide);
-            }
-            product(made, shape, weight, Matrix::rows(matrix, wide), false);
-            for (k, out) in out.chunks_mut(size).enumerate() {
-                let out = out[group * into * pixels..].chunks_mut(pixels).take(into);
-                for (channel, out) in out.enumerate() {
-                    let shift = bias.map_or(T::ZERO, |b| b[channel]);
-                    let made = &made[channel * wide + k * pixels..];
-                    out.iter_mut().zip(made).for_each(|(out, &x)| *out = x + shift);
+            for top in (0..height).step_by(lines) {
+                let lines = top..(top + lines).min(height);
+                let some = lines.len() * width;
+                let wide = some * count;
+                for k in 0..count {
+                    let mut image = image(k);
+                    if !padded.is_empty() {
+                        let [high, wide] = window.padded();
+                        for (image, padded) in
+                            image.chunks(area).zip(padded.chunks_mut(high * wide))
+                        {
+                            window.pad(image, padded, wide);
+                        }
+                        image = padded;
+                    }
+                    window.unfold(image, lines.clone(), &mut matrix[k * some..depth * wide], wide);
+                }
+                let unfolded = Matrix::rows(&matrix[..depth * wide], wide);
+                if count == 1 {
+                    let out = &mut out[group * into * pixels..][..into * pixels];
+                    if top == 0 {
+                        begin(out, bias, pixels);
+                    }
+                    let out = &mut out[top * width..];
+                    product((out, pixels), (into, depth, wide), weight, unfolded, true);
+                    continue;
+                }
+                product((made, wide), (into, depth, wide), weight, unfolded, false);
+                for (k, out) in out.chunks_mut(size).enumerate() {
+                    let out = out[group * into * pixels..].chunks_mut(pixels).take(into);
+                    for (channel, out) in out.enumerate() {
+                        let shift = bias.map_or(T::ZERO, |b| b[channel]);
+                        let made = &made[channel * wide + k * pixels..];
+                        out.iter_mut().zip(made).for_each(|(out, &x)| *out = x + shift);
+                    }
                 }
             }
         }
@@ -236,13 +270,13 @@ pub fn convolve_transposed<T: Elementary>(
     for group in 0..groups {
         let weight = &weight[group * from * depth..][..from * depth];
         product(
-            scratch,
+            (scratch, pixels),
             (depth, from, pixels),
             Matrix::rows(weight, depth).transposed(),
             Matrix::rows(&image[group * from * pixels..], pixels),
             false,
         );
-        window.fold(into, scratch, &mut out[group * into * area..][..into * area]);
+        window.fold(scratch, &mut out[group * into * area..][..into * area]);
     }
 }
 
@@ -335,11 +369,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_convolution_is_its_definition(
-            input in [1usize..9, 1usize..9], kernel in [1usize..4, 1usize..4],
-            stride in [1usize..3, 1usize..3], padding in [0usize..3, 0usize..3],
-            dilation in [1usize..3, 1usize..3],
-            from in 1usize..3, into in 1usize..4, groups in 1usize..3, rows in 1usize..5,
+            input in [1usize..20, 1usize..20], usual in any::<bool>(),
+            kernel in [1usize..4, 1usize..4], stride in [1usize..3, 1usize..3],
+            padding in [0usize..3, 0usize..3], dilation in [1usize..3, 1usize..3],
+            from in 1usize..3, into in 1usize..4, groups in 1usize..3, rows in 1usize..20,
         ) {
+            let (kernel, stride, dilation, groups) =
+                if usual { ([3, 3], [1, 1], [1, 1], 1) } else { (kernel, stride, dilation, groups) };
             let output: [Option<usize>; 2] = std::array::from_fn(|i| {
                 let reach = dilation[i] * (kernel[i] - 1) + 1;
                 (input[i] + 2 * padding[i]).checked_sub(reach).map(|room| room / stride[i] + 1)
@@ -354,18 +390,20 @@ mod tests {
                 (0..channels.output * from * window.taps()).map(|i| number(i + 3)).collect();
             let bias: Vec<f64> = (0..channels.output).map(number).collect();
             let of_result = channels.output * height * width;
+            let image = |i: usize| &images[i * of_row..][..of_row];
+            let expected: Vec<f64> = (0..rows * of_result)
+                .map(|i| {
+                    let (row, at) = (i / of_result, i % of_result);
+                    let place = [at / (height * width), at / width % height, at % width];
+                    by_definition(&window, channels, image(row), &weight, place)
+                })
+                .collect();
             let mut out = vec![f64::NAN; rows * of_result];
             // Scratch that holds something already.
             let mut scratch = vec![f64::NAN; 7];
-            let image = |i: usize| &images[i * of_row..][..of_row];
             let weights = (&weight[..], Some(&bias[..]));
             convolve(&window, channels, image, weights, &mut out, &mut scratch);
-            for (i, &found) in out.iter().enumerate() {
-                let (row, at) = (i / of_result, i % of_result);
-                let place = [at / (height * width), at / width % height, at % width];
-                let expected = by_definition(&window, channels, image(row), &weight, place);
-                prop_assert_eq!(found, expected);
-            }
+            prop_assert_eq!(&out, &expected);
         }
     }
 }
