@@ -5,10 +5,12 @@
 
 `native` is `interp.solve` on `interp.compile(net)`, `solve` the same call on the net itself, `loop` a
 plain torch loop on the same steps without a solver's checks, `compiled` the same call on
-torch.compile(net). All run the same steps to the same numbers (checked); engines take turns and each
-figure is a median of processor time, on one thread (OMP_NUM_THREADS=1) the wall time of a machine that
-nobody else uses. `x` is how many times faster native is than the faster of solve and loop (beside its
-goal), and than compiled; `share` the part of its wall time that native spends in the field. --kernels
+torch.compile(net), `diffrax` the same MLP in JAX by diffrax, where it is installed, the whole run compiled
+(its dopri5 chooses its own steps to the same tolerance). All others run the same steps to the same numbers
+(checked). Engines take turns, as many calls a turn as take 5 ms, and each figure is a median of processor
+time of all threads, on one (OMP_NUM_THREADS=1) the wall time of a machine that nobody else uses. `x` is how
+many times faster native is than the faster of solve and loop (beside its goal), than compiled, and than
+diffrax; `share` the part of its wall time that native spends in the field. --kernels
 times the steps in place beside the same in torch and the memory bandwidth, and latents decoded to images.
 """
 
@@ -30,7 +32,8 @@ from interp.native import Decoder, ddpm_step, flow_matching_step
 from interp.solvers.catalogue import METHODS
 
 SEED = 0
-STEPS = {"unet": 50, "dit": 50}  # of euler; 100 for an MLP
+STEPS = {"unet": 50, "dit": 50}  # of euler; 100 for an MLP, 10 where a run would take a minute
+TURN = 0.005  # seconds
 TOLERANCE = 1e-4
 
 
@@ -81,6 +84,57 @@ def by_loop(
     return y
 
 
+def by_diffrax(net: nn.Module, x: Tensor, method: str, steps: int) -> Callable[[], object] | None:
+    """The whole run compiled by JAX; None of another network than an MLP, or without diffrax."""
+    if not isinstance(net, MLP):
+        return None
+    try:
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+    except ImportError:
+        return None
+    layers = [
+        (jnp.asarray(m.weight.numpy()), jnp.asarray(m.bias.numpy()))
+        for m in net.net
+        if isinstance(m, nn.Linear)
+    ]
+
+    def field(t: object, y: object, args: object) -> object:
+        h = jnp.concatenate([y, jnp.full((y.shape[0], 1), t, y.dtype)], axis=1)
+        for i, (weight, bias) in enumerate(layers):
+            h = h @ weight.T + bias
+            h = jax.nn.silu(h) if i + 1 < len(layers) else h
+        return h
+
+    fixed = method == "euler"
+    solver = diffrax.Euler() if fixed else diffrax.Dopri5()
+    adaptive = diffrax.PIDController(TOLERANCE, TOLERANCE)
+    control = diffrax.ConstantStepSize() if fixed else adaptive
+
+    @jax.jit
+    def run(y: object) -> object:
+        term, first = diffrax.ODETerm(field), 1 / steps if fixed else None
+        return diffrax.diffeqsolve(
+            term, solver, 0.0, 1.0, first, y, stepsize_controller=control
+        ).ys  # fmt: skip
+
+    y = jnp.asarray(x.numpy())
+    return lambda: run(y).block_until_ready()
+
+
+def a_turn(run: Callable[[], object]) -> Callable[[], float]:
+    """The time of a call, of as many as make a turn."""
+    run()
+    calls = max(1, round(TURN / max(min(seconds(run), seconds(run)), 1e-6)))
+    return lambda: seconds(lambda: [run() for _ in range(calls)]) / calls
+
+
+def steps_of(name: str, batch: int) -> int:
+    """Steps of euler."""
+    return 10 if name == "mlp784" and batch > 1000 else STEPS.get(name, 100)
+
+
 def goal(name: str, batch: int) -> float:
     """How many times faster than torch eager native is to be."""
     small = name == "mlp64" and batch <= 16
@@ -100,7 +154,7 @@ def row(name: str, batch: int, method: str, repeats: int, compile_too: bool) -> 
     run = {
         "method": method,
         **(
-            {"steps": STEPS.get(name, 100)}
+            {"steps": steps_of(name, batch)}
             if method == "euler"
             else {"rtol": TOLERANCE, "atol": TOLERANCE}
         ),
@@ -115,12 +169,15 @@ def row(name: str, batch: int, method: str, repeats: int, compile_too: bool) -> 
     if compile_too:
         compiled = torch.compile(net)
         runs["compiled"] = lambda: interp.solve(compiled, x, **run)
+    jax = by_diffrax(net, x, method, steps_of(name, batch))
+    if jax is not None:
+        runs["diffrax"] = jax
     ours = interp.solve(native, x, **run)
     gap = float((ours.x - sol.x).abs().max() / sol.x.abs().max())
     if gap > 1e-3:
         raise SystemExit(f"{name} at {batch} differs by {gap}")
-    timed = {key: (lambda r=r: seconds(r)) for key, r in runs.items()}
-    found = {key: median(v) for key, v in interleaved(timed, repeats, warmups=2).items()}
+    timed = {key: a_turn(r) for key, r in runs.items()}
+    found = {key: median(v) for key, v in interleaved(timed, repeats).items()}
     calls = (interp.solve(native, x, **run).stats for _ in range(2 * repeats + 1))
     stats = min(calls, key=lambda stats: stats.wall_s)
     eager = min(found["solve"], found["loop"])
@@ -128,6 +185,7 @@ def row(name: str, batch: int, method: str, repeats: int, compile_too: bool) -> 
         "net": name, "batch": batch, "method": method, "nfe": ours.stats.nfe, "processor_s": found,
         "times_eager": eager / found["native"], "goal_eager": goal(name, batch),
         "times_compiled": found["compiled"] / found["native"] if compile_too else None,
+        "times_diffrax": found["diffrax"] / found["native"] if jax is not None else None,
         "share": stats.field_s / stats.wall_s, "uncompiled": native.uncompiled, "gap": gap,
     }  # fmt: skip
 
@@ -212,11 +270,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     lines = []
-    columns = ("native", "solve", "loop", "compiled")
+    columns = ("native", "solve", "loop", "compiled", "diffrax")
     print(
         "net      batch method ",
         *(f"{c:>9}" for c in columns),
-        " x eager (goal)  x compiled  share",
+        " x eager (goal)  x compiled  x diffrax  share",
     )
     for name, batch, method in itertools.product(given.nets, given.batches, given.methods):
         line = row(name, batch, method, given.repeats, not given.no_compile)
@@ -224,12 +282,13 @@ def main() -> None:
         spent: dict[str, float] = line["processor_s"]  # type: ignore[assignment]
         shown = " ".join(f"{spent.get(c, math.nan) * 1e3:9.3f}" for c in columns)
         compiled = line["times_compiled"] or math.nan
-        times = f"{line['times_eager']:8.2f} {line['goal_eager']:6.1f} {compiled:11.2f}"
+        jax = line["times_diffrax"] or math.nan
+        times = f"{line['times_eager']:8.2f} {line['goal_eager']:6.1f} {compiled:11.2f} {jax:10.2f}"
         print(f"{name:8} {batch:>5} {method:7} {shown} {times} {line['share']:6.2f}", flush=True)
     extra = {}
     if given.kernels:
         extra = {"kernels": kernels(given.repeats), "decoders": decoders(given.repeats)}
-    path = write(given.name, ["torch", "interp"], SEED, rows=lines, **extra)
+    path = write(given.name, ["torch", "diffrax", "jax", "interp"], SEED, rows=lines, **extra)
     print(f"milliseconds; written to {path}")
 
 

@@ -92,17 +92,20 @@ def table(rows: Mapping[str, Overheads]) -> str:
     return "\n".join(lines)
 
 
+NATIVE = ("native", "native_mlp784", "native_images")
+
+
 def native() -> str:
-    """Whole runs of compiled networks beside torch."""
+    """Whole runs of compiled networks beside torch and diffrax."""
     lines = [
-        "| network, batch, method | than torch eager | than torch.compile | time in the network |",
-        "|---|---|---|---|",
+        "| network, batch, method | than torch eager | torch.compile | diffrax | time in the network |",
+        "|---|---|---|---|---|",
     ]
-    others = [r for r in result("native")["rows"] if r["method"] != "euler"]
-    for r in (*result("native_batches")["rows"], *others):
-        compiled = "" if r["times_compiled"] is None else f"{r['times_compiled']:.2f} x"
+    for r in (r for name in NATIVE for r in result(name)["rows"]):
+        others = (r["times_compiled"], r["times_diffrax"])
+        compiled, jax = ("" if times is None else f"{times:.2f} x" for times in others)
         lines.append(
-            f"| {r['net']}, {r['batch']}, {r['method']} | {r['times_eager']:.2f} x | {compiled} | "
+            f"| {r['net']}, {r['batch']}, {r['method']} | {r['times_eager']:.2f} x | {compiled} | {jax} | "
             f"{100 * r['share']:.0f} % |"
         )
     return "\n".join(lines)
@@ -116,7 +119,7 @@ def page() -> str:
         ("Adaptive solves", table(solving()), "solvers"),
         ("Samplers, 50 steps", table(sampling()), "samplers_overhead"),
         ("SDEs, 100 steps", table(stochastic()), "sde"),
-        ("Compiled networks: how many times faster", native(), "native_batches", "native"),
+        ("Compiled networks: how many times faster", native(), *NATIVE),
     ):
         sources = "\n".join(f"- {where(result(name))}" for name in names)
         parts.append(f"## {title}\n\n{text}\n\n{sources}\n")
