@@ -211,8 +211,11 @@ def _gradient(name: str | None, method: Method, x: Tensor, backend: str) -> str 
     own = name == "reversible" and method.reversible
     explicit = method.tableau is not None and not method.implicit
     if name in ("adjoint", "reversible") and not (explicit or own):
+        such = "explicit Runge-Kutta methods"
+        if name == "reversible":
+            such += " and reversible_heun"
         raise Unsupported(
-            f"{name} gradients are there for explicit Runge-Kutta methods, and {method.name} is none. "
+            f"{name} gradients are there for {such}, and {method.name} is none. "
             'Use gradient="checkpointed" or "direct".'
         )
     if name != "direct" and transforming():

@@ -19,6 +19,9 @@ from ..terms import PathMap, PathODE, PathSDE, Term
 
 GIVEN = {"timesteps": given.timesteps, "sigmas": given.sigmas}
 
+#: Steps of a grid, all of whose times are kept, with some hundred bytes a step.
+MOST = 10**7
+
 Times = Sequence[float] | Tensor
 Grid = str | Spacing | Times | tuple[str, Times]
 
@@ -82,7 +85,7 @@ def resolved(
             f"t={t!r} and grid={spacing.name!r} contradict each other: the grid says where the run "
             "begins. Leave t out."
         )
-    times = spacing(term.path, ends, whole("steps", steps, 1))
+    times = spacing(term.path, ends, whole("steps", steps, 1, MOST))
     ends = (times[0], times[-1])
     check_monotone("grid", times, ends)
     return ends, times
@@ -127,7 +130,7 @@ def grid_times(
             from one end to the other.
     """
     if steps is not None:
-        steps = whole("steps", steps, 1)
+        steps = whole("steps", steps, 1, MOST)
     if grid is None:
         return None if steps is None else uniform()(None, ends, steps)
     if steps is not None:

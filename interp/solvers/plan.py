@@ -225,10 +225,13 @@ def failure(made: Plan, report: Report, stiff: tuple[str, str] | None = None) ->
     where = f"at t = {t:.6g}, after {steps} steps"
     if report["status"] == "non_finite":
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        what = f"the field or the state became NaN or infinite {where}" + (
+        fields = "the field" if made.problem.diffusion is None else "the drift, the diffusion"
+        what = f"{fields} or the state became NaN or infinite {where}" + (
             f", in row{'s' if len(rows) > 1 else ''} {shown}" if rows else ""
         )
         remedy = "Look at the field there, or take smaller steps."
+        if made.problem.diffusion is not None:
+            remedy = "Look at the two there, or take smaller steps."
     elif report["status"] == "no_convergence":
         what = f"Newton's method did not find a stage {where}"
         remedy = "Take smaller steps, and look at whether the field is smooth."

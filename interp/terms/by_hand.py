@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arguments import real
-from ..errors import FieldError, UnknownName
+from ..arguments import real, transforming
+from ..errors import FieldError, OptionError, UnknownName
 from .model import Affine, Cond, Field, Model, bound, check_callable
 
 
@@ -54,11 +54,13 @@ class SDE:
         drift: called with t and x as an ODE's field.
         diffusion: a number, a tensor of x's shape, diffusion(t) or diffusion(t, x), which give one
             or the other; or a matrix a row, of x's shape and one more axis, the Brownian motions of
-            the row: (rows, d, m), where m = 1 is one motion for all elements.
+            the row: (rows, d, m), where m = 1 is one motion for all elements. Tensors may be negative:
+            -dW is as likely as dW.
         calculus: "ito" or "stratonovich".
 
     Raises:
         UnknownName: another calculus.
+        OptionError: a diffusion that is negative, as a number, or not finite.
     """
 
     drift: Model
@@ -74,6 +76,10 @@ class SDE:
         check_callable("drift", self.drift)
         if not callable(self.diffusion) and not isinstance(self.diffusion, Tensor):
             real("diffusion", self.diffusion)
+        if isinstance(g := self.diffusion, Tensor) and not (g.is_meta or transforming()):
+            bad = g.detach()[~g.isfinite()].tolist()
+            if bad:
+                raise OptionError(f"the diffusion holds {bad[0]}. Give finite numbers.")
         if self.calculus not in ("ito", "stratonovich"):
             raise UnknownName.of("calculus", self.calculus, ("ito", "stratonovich"))
 

@@ -64,8 +64,9 @@ REFUSED: list[tuple[Callable[..., object], Call, type[InterpError], str, str]] =
     # steps and grids
     (flow, {"method": "euler"}, OptionError, "does not choose its own steps", "steps=N or a grid"),
     (noisy, {"steps": None}, OptionError, "does not choose its own steps", "steps=N"),
-    (flow, {"steps": 0}, OptionError, "steps=0", "1 or more"),
-    (flow, {"steps": -3}, OptionError, "steps=-3", "1 or more"),
+    (flow, {"steps": 0}, OptionError, "steps=0", "from 1 to"),
+    (flow, {"steps": -3}, OptionError, "steps=-3", "from 1 to"),
+    (flow, {"steps": 10**12}, OptionError, "steps=1000000000000", "from 1 to"),
     (flow, {"steps": 2.0}, OptionError, r"steps=2\.0", "integer"),
     (flow, {"steps": True}, OptionError, "steps=True", "integer"),
     (flow, {"steps": 2, "grid": [0.0, 1.0]}, OptionError, "contradict", "one of the two"),

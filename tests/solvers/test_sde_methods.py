@@ -432,9 +432,13 @@ def test_a_diffusion_of_another_shape(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_diffusion_that_is_not_finite(backend: str) -> None:
     term = interp.SDE(lambda t, x: -x, lambda t, x: x / (t - 0.5).clamp(min=0))
-    with pytest.raises(SolveError) as caught:
+    with pytest.raises(
+        SolveError, match="the drift, the diffusion or the state became NaN"
+    ) as caught:
         solve(term, torch.ones(2, 2, dtype=F64), "milstein", steps=4, seed=0, backend=backend)
     assert caught.value.reason == "non_finite"
+    with pytest.raises(OptionError, match="the diffusion holds inf"):
+        interp.SDE(lambda t, x: -x, torch.tensor([0.3, math.inf]))
 
 
 def test_output_times_between_steps() -> None:
