@@ -34,10 +34,18 @@ Key = tuple[int, int]
 #: Streams of one seed that never share a word.
 STREAMS = {"path": 1, "base": 2, "training": 3, "target": 4, "probe": 5, "churn": 6, "chain": 7}
 
-# -2 log((1 + s) / (1 - s)) / s in s^2 for (1 + s) / (1 - s) within a factor sqrt(2) of one, and
-# cos(pi x / 2) and sin(pi x / 2) / x in x^2 on [0, 1/4]: of the least relative error, about the
-# rounding of single precision.
-_LOG = (-4.0000005, -1.3330444, -0.82592746)
+# -2 log(1 + f) / f for 1 + f within a factor sqrt(2) of one, and cos(pi x / 2) and sin(pi x / 2) / x in
+# x^2 on [0, 1/4]: of the least relative error, about the rounding of single precision.
+_LOG = (
+    -1.9999999,
+    1.0000073,
+    -0.66670117,
+    0.49939817,
+    -0.39800346,
+    0.3450169,
+    -0.32445061,
+    0.20213572,
+)
 _COS = (1.0, -1.2336967, 0.25359495, -0.02039858)
 _SIN = (math.pi / 2, -0.64596346, 0.07968003, -0.00460166)
 _ROOT_HALF, _MANTISSA = 0x3F3504F3, 0x007FFFFF
@@ -96,6 +104,14 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total
 
 
+def _halves(c: tuple[float, ...], f: Tensor) -> Tensor:
+    """A polynomial of eight coefficients in the order of Estrin."""
+    square = f * f
+    low = (f * c[1] + c[0]) + (f * c[3] + c[2]) * square
+    high = (f * c[5] + c[4]) + (f * c[7] + c[6]) * square
+    return low + high * (square * square)
+
+
 def _sqrt(x: Tensor) -> Tensor:
     """The correctly rounded square root; torch's own on the CPU is off by a unit here and there."""
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
@@ -110,9 +126,8 @@ def _normal_pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     """Box and Muller: radius sqrt(-2 log u), u = (w0 + 1/2) / 2^32, and angle from w1, float32."""
     bits = (w0.float() + 0.5).view(torch.int32).long() - _ROOT_HALF
     exponent = ((bits >> 23) - 32).float()
-    m = ((bits & _MANTISSA) + _ROOT_HALF).int().view(torch.float32)
-    s = (m - 1.0) / (m + 1.0)
-    radius = _sqrt(exponent * (-2 * math.log(2.0)) + s * _polynomial(_LOG, s * s))
+    f = ((bits & _MANTISSA) + _ROOT_HALF).int().view(torch.float32) - 1.0
+    radius = _sqrt(exponent * (-2 * math.log(2.0)) + f * _halves(_LOG, f))
     x = _signed(w1 << 2 & _WORD).float() * 2.0**-32
     square = x * x
     cos, sin = _polynomial(_COS, square) * radius, x * _polynomial(_SIN, square) * radius
