@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from peers import drift_in_jax
 from report import interleaved, median, write
 from report import processor_seconds as seconds
 from torch import Tensor, nn
@@ -94,18 +95,7 @@ def by_diffrax(net: nn.Module, x: Tensor, method: str, steps: int) -> Callable[[
         import jax.numpy as jnp
     except ImportError:
         return None
-    layers = [
-        (jnp.asarray(m.weight.numpy()), jnp.asarray(m.bias.numpy()))
-        for m in net.net
-        if isinstance(m, nn.Linear)
-    ]
-
-    def field(t: object, y: object, args: object) -> object:
-        h = jnp.concatenate([y, jnp.full((y.shape[0], 1), t, y.dtype)], axis=1)
-        for i, (weight, bias) in enumerate(layers):
-            h = h @ weight.T + bias
-            h = jax.nn.silu(h) if i + 1 < len(layers) else h
-        return h
+    field = drift_in_jax(net.net)
 
     fixed = method == "euler"
     solver = diffrax.Euler() if fixed else diffrax.Dopri5()

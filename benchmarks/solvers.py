@@ -33,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peers import drift_in_jax
 from report import interleaved, median, seconds, write
 from torch import Tensor
 
@@ -200,18 +201,7 @@ def by_diffrax(field: MLP, x: Tensor, repeats: int) -> dict[str, float] | None:
         import jax.numpy as jnp
     except ImportError:
         return None
-    layers = [
-        (jnp.asarray(m.weight.detach().numpy()), jnp.asarray(m.bias.detach().numpy()))
-        for m in field.net
-        if isinstance(m, torch.nn.Linear)
-    ]
-
-    def drift(t: object, y: object, args: object) -> object:
-        h = jnp.concatenate([y, jnp.full((y.shape[0], 1), t, y.dtype)], axis=1)
-        for i, (weight, bias) in enumerate(layers):
-            h = h @ weight.T + bias
-            h = jax.nn.silu(h) if i + 1 < len(layers) else h
-        return h
+    drift = drift_in_jax(field.net)
 
     @jax.jit
     def run(y: object) -> object:

@@ -37,7 +37,8 @@ class Kernel(NativeModel):
     Args:
         capsule: the capsule.
         debug: whether every call writes between canaries: a kernel that writes outside its result
-            or into x is then a `FieldError`, and no damage is done by a near miss.
+            or into x is then a `FieldError`, and no damage is done by a near miss; what it leaves
+            unwritten is NaN, and the run ends as one whose field is not finite.
 
     Raises:
         OptionError: what is no such capsule, or one of another version.
@@ -102,7 +103,10 @@ class Kernel(NativeModel):
 
     def _check(self, x: Tensor, cond: Mapping[str, Any]) -> None:
         if cond:
-            raise FieldError(f"a kernel takes no conditions, and got {', '.join(cond)}.")
+            raise FieldError(
+                f"a kernel takes no conditions, and got {', '.join(cond)}. Put them into its state, "
+                "or give a Python field."
+            )
         if x.dtype != self.dtype or x.device.type != "cpu" or not x.ndim:
             raise FieldError(
                 f"the kernel takes rows of {self.dtype} on the cpu, and x is {tuple(x.shape)} of {x.dtype} "
@@ -110,7 +114,8 @@ class Kernel(NativeModel):
             )
         if self.row is not None and x[0].numel() != self.row:
             raise FieldError(
-                f"the kernel takes rows of {self.row} numbers and x has {x[0].numel()}."
+                f"the kernel takes rows of {self.row} numbers and x has rows of {x[0].numel()}. Give such "
+                "an x, or a kernel whose table says row = 0, any."
             )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import interp
 import rust_solvers
 from interp import schedules
-from interp.errors import FieldError, OptionError, Uncompilable
+from interp.errors import FieldError, OptionError, SolveError, Uncompilable
 from interp.native import Decoder, Kernel, ddpm_step, flow_matching_step, vae_decode
 
 CALL = ctypes.CFUNCTYPE(
@@ -119,6 +119,27 @@ def test_canaries_and_errors_of_a_kernel(function, word):
         )
 
 
+def nothing(state, t, rows, row, x, out):
+    return 0
+
+
+def half(state, t, rows, row, x, out):
+    for i in range(rows * row // 2):
+        out[i] = -t * x[i]
+    return 0
+
+
+@pytest.mark.parametrize("function", [nothing, half])
+@pytest.mark.parametrize("rows", [{"method": "rk4", "steps": 4}, {"per_row": True}])
+def test_what_a_kernel_does_not_write_is_nan(function, rows):
+    kernel, x = Kernel(capsule(function), debug=True), torch.ones(4, 3, dtype=torch.float64)
+    assert kernel(torch.tensor(0.5, dtype=torch.float64), x)[2:].isnan().all()
+    with pytest.raises(SolveError) as caught:
+        interp.solve(kernel, x, **rows)
+    assert caught.value.reason == "non_finite"
+    assert caught.value.time == 0.0
+
+
 def test_what_is_no_kernel_is_refused():
     with pytest.raises(OptionError, match="version 2 where this engine takes version 1"):
         Kernel(capsule(decay, version=2))
@@ -129,13 +150,13 @@ def test_what_is_no_kernel_is_refused():
         Kernel.load("/nowhere/at/all.so")
     kernel = Kernel(capsule(decay, row=3))
     double = torch.ones(2, 3, dtype=torch.float64)
-    for x, cond in (
-        (double.float(), {}),
-        (double[:, :2], {}),
-        (double[0, 0], {}),
-        (double, {"label": 1}),
+    for x, cond, words in (
+        (double.float(), {}, "Convert x"),
+        (double[:, :2], {}, "rows of 3 numbers and x has rows of 2. Give such an x"),
+        (double[0, 0], {}, "Convert x"),
+        (double, {"label": 1}, "no conditions, and got label. Put them"),
     ):
-        with pytest.raises(FieldError):
+        with pytest.raises(FieldError, match=words):
             interp.solve(kernel, x, method="euler", steps=2, cond=cond)
     with pytest.raises(FieldError, match="one t"):
         kernel(torch.rand(2), double)

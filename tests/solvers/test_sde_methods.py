@@ -430,6 +430,20 @@ def test_a_diffusion_of_another_shape(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", ["srk", "milstein", "heun_stratonovich", "euler_maruyama"])
+def test_a_diffusion_that_becomes_a_matrix(method: str, backend: str) -> None:
+    calculus = "stratonovich" if method == "heun_stratonovich" else "ito"
+    x = torch.ones(4, 3, dtype=F64)
+
+    def late(t: Tensor, x: Tensor) -> Tensor:
+        return torch.ones(4, 3, 2, dtype=F64) if float(t) > 0.4 else x
+
+    term = interp.SDE(lambda t, x: -x, late, calculus)
+    with pytest.raises(FieldError, match="the diffusion returned a tensor of shape.*4, 3, 2"):
+        solve(term, x, method, steps=4, seed=0, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_diffusion_that_is_not_finite(backend: str) -> None:
     term = interp.SDE(lambda t, x: -x, lambda t, x: x / (t - 0.5).clamp(min=0))
     with pytest.raises(

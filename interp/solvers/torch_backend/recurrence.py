@@ -147,7 +147,7 @@ def recurrence(problem: Problem, programme: Programme, noise: NoiseKey | None = 
             slope = run.slope(stage.evaluation[0], stepper.here)
             if problem.diffusion is not None:
                 told = problem.told(stage.evaluation[0])
-                diffusion = run.call(problem.diffusion, told, stepper.here)
+                diffusion = run.call(problem.diffusion, told, stepper.here, "the diffusion")
         y = stepper.made(slope, diffusion)
         if not finite(y):
             run.rows = bad_rows(slope, y)

@@ -30,16 +30,16 @@ class Run:
         self.rows: list[int] = []
         self.kept: list[Tensor] = []
 
-    def call(self, function: object, t: Tensor, y: Tensor) -> Tensor:
+    def call(self, function: object, t: Tensor, y: Tensor, who: str = "the field") -> Tensor:
         version = version_of(y)
         start = now()
         result = function(t, y)  # type: ignore[operator]
         self.field_s += now() - start
-        require_unwritten(y, version, "the field")
-        result = like(result, y, "the field")
+        require_unwritten(y, version, who)
+        result = like(result, y, who)
         if not backed(result):
             raise FieldError(
-                "the field returned a tensor whose memory has been freed. Return one that keeps its own."
+                f"{who} returned a tensor whose memory has been freed. Return one that keeps its own."
             )
         # A result that somebody else holds may be overwritten by the next call.
         if result.requires_grad or torch.compiler.is_compiling():

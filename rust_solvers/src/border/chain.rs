@@ -104,9 +104,10 @@ impl<T: Real> World<T> for PyWorld<'_, T> {
         let told = self.chain.energies[level].call1(arguments);
         self.field_time += start.elapsed();
         let (value, made): (Option<Bound<'_, PyAny>>, Bound<'_, PyAny>) = told?.extract()?;
-        let value = value.map(|value| self.values.take::<f64>(value, &self.value_pool));
+        let value =
+            value.map(|value| self.values.take::<f64>(value, &self.value_pool, "the energy"));
         let value = value.transpose()?.map(|value| value.as_ref().to_vec());
-        slope.copy_from_slice(self.torch.take(made, &self.pool)?.as_ref());
+        slope.copy_from_slice(self.torch.take(made, &self.pool, "the energy")?.as_ref());
         x.reclaim(&self.torch, "the energy")?;
         Ok(value)
     }

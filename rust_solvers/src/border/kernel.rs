@@ -41,7 +41,7 @@ pub struct UserKernel {
     /// Keeps the table, and what it points to, alive.
     _capsule: Py<PyAny>,
     table: Table,
-    /// Whether each call writes between canaries.
+    /// Whether each call writes between canaries, over NaN.
     debug: bool,
     guarded: Mutex<()>,
 }
@@ -170,7 +170,8 @@ impl UserKernel {
         unsafe { call(self.table.state, t, rows, row, x.cast(), out.cast()) }
     }
 
-    /// The same in memory of its own, with marks before and after x and the result.
+    /// The same in memory of its own, with marks before and after x and the result, which is NaN
+    /// where the kernel does not write.
     fn between_canaries<T: Number>(
         &self,
         t: f64,
@@ -186,7 +187,7 @@ impl UserKernel {
             let margin = std::iter::repeat_n(mark, MARGIN);
             margin.clone().chain(content.iter().copied()).chain(margin).collect::<Vec<T>>()
         };
-        let (given, mut written) = (marked(x), marked(out));
+        let (given, mut written) = (marked(x), marked(&vec![T::from_f64(f64::NAN); n]));
         // SAFETY (of the call inside): the content begins after the margin.
         let into = written[MARGIN..].as_mut_ptr();
         let code = self.run(t, rows, row, given[MARGIN..].as_ptr(), into);

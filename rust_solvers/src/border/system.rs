@@ -147,15 +147,23 @@ impl<'py, T: Number> PySystem<'py, T> {
         Ok((system, y))
     }
 
-    /// Call a Python function of (t, x) and take its result; the state is ours again afterwards.
-    fn call(&mut self, function: &Bound<'py, PyAny>, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
+    /// Call a Python function of (t, x) and take its result, a matrix a row if `matrix`; the state is
+    /// ours again afterwards.
+    fn call(
+        &mut self,
+        function: &Bound<'py, PyAny>,
+        y: &mut Buffer<T>,
+        matrix: bool,
+        who: &str,
+    ) -> PyResult<Slope<T>> {
         self.py.check_signals()?;
         let arguments = (self.time.show()?, y.show(&self.torch)?);
         let start = Instant::now();
         let result = function.call1(arguments);
         self.field_time += start.elapsed();
-        let slope = self.torch.take(result?, &self.pool)?;
-        y.reclaim(&self.torch, "the field")?;
+        let like = self.matrix.as_ref().filter(|_| matrix).unwrap_or(&self.torch);
+        let slope = like.take(result?, &self.pool, who)?;
+        y.reclaim(&self.torch, who)?;
         Ok(slope)
     }
 
@@ -218,14 +226,14 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
         self.time.set(&[now])?;
         self.nfe += 1;
         let field = self.problem.field.clone();
-        self.call(&field, y)
+        self.call(&field, y, false, "the field")
     }
 
     fn diffusion(&mut self, y: &mut Buffer<T>) -> PyResult<Option<Slope<T>>> {
         let Some(diffusion) = self.problem.diffusion.clone() else {
             return Ok(None);
         };
-        self.call(&diffusion, y).map(Some)
+        self.call(&diffusion, y, false, "the diffusion").map(Some)
     }
 
     fn diffusion_at(&mut self, t: f64, correction: bool, y: &mut Buffer<T>) -> PyResult<Slope<T>> {
@@ -235,17 +243,7 @@ impl<'py, T: Number> System<T> for PySystem<'py, T> {
             return Err(PyValueError::new_err("a method asked for a diffusion that there is not"));
         };
         self.time.set(&[t])?;
-        self.py.check_signals()?;
-        let arguments = (self.time.show()?, y.show(&self.torch)?);
-        let start = Instant::now();
-        let result = function.call1(arguments);
-        self.field_time += start.elapsed();
-        let slope = match &self.matrix {
-            Some(matrix) if !correction => matrix.take(result?, &self.pool)?,
-            _ => self.torch.take(result?, &self.pool)?,
-        };
-        y.reclaim(&self.torch, "the diffusion")?;
-        Ok(slope)
+        self.call(&function, y, !correction, "the diffusion")
     }
 
     fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -298,7 +296,7 @@ impl<'py, T: Number> crate::system::Rows<T> for PySystem<'py, T> {
         self.time.set(&told)?;
         self.nfe += 1;
         let field = self.problem.field.clone();
-        self.call(&field, y)
+        self.call(&field, y, false, "the field")
     }
 
     fn save_row<R>(

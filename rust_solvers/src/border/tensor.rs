@@ -75,7 +75,7 @@ pub struct Torch<'py> {
 
 /// Why a tensor cannot be read where it lies.
 pub enum Obstacle {
-    /// It is of the wrong kind altogether; the words complete "the field returned a tensor ...".
+    /// It is of the wrong kind altogether; the words complete "... returned a tensor ...".
     Wrong(String),
     /// Its elements are not laid out one after the other as they stand.
     Scattered,
@@ -303,24 +303,29 @@ impl<'py> Torch<'py> {
         Ok(Ok(tensor.call_method0(intern!(py, "data_ptr"))?.extract()?))
     }
 
-    /// Copy what a field returned.
-    pub fn take<T: Real>(&self, result: Bound<'py, PyAny>, pool: &Pool<T>) -> PyResult<Slope<T>> {
+    /// Copy what a field, or `who` it is, returned.
+    pub fn take<T: Real>(
+        &self,
+        result: Bound<'py, PyAny>,
+        pool: &Pool<T>,
+        who: &str,
+    ) -> PyResult<Slope<T>> {
         let mut result = result;
         if !result.get_type().is(&self.library.tensor) {
             if !result.is_instance(self.library.tensor.bind(self.py))? {
                 let kind = result.get_type().name()?;
-                return Err(self.error(format!("the field returned a {kind}, not a tensor")));
+                return Err(self.error(format!("{who} returned a {kind}, not a tensor")));
             }
-            result = self.made_plain(result)?;
+            result = self.made_plain(result, who)?;
         }
-        let at = match self.locate_or_say(&result)? {
+        let at = match self.locate_or_say(&result, who)? {
             Ok(at) => at,
             Err(Obstacle::Wrong(what)) => {
-                return Err(self.error(format!("the field returned a tensor {what}")));
+                return Err(self.error(format!("{who} returned a tensor {what}")));
             }
             Err(Obstacle::Scattered) => {
-                result = self.made_plain(result)?;
-                self.locate_or_say(&result)?.map_err(|_| self.without_memory())?
+                result = self.made_plain(result, who)?;
+                self.locate_or_say(&result, who)?.map_err(|_| self.without_memory(who))?
             }
         };
         let mut slope = Slope::reusing(pool, self.len)?;
@@ -337,24 +342,24 @@ impl<'py> Torch<'py> {
     fn locate_or_say<T: Real>(
         &self,
         result: &Bound<'py, PyAny>,
+        who: &str,
     ) -> PyResult<Result<*mut T, Obstacle>> {
-        self.locate(result, &self.shape, self.len).map_err(|cause| self.caused(cause))
+        self.locate(result, &self.shape, self.len).map_err(|cause| self.caused(cause, who))
     }
 
-    fn made_plain(&self, result: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        self.plain.call1((result,)).map_err(|cause| self.caused(cause))
+    fn made_plain(&self, result: Bound<'py, PyAny>, who: &str) -> PyResult<Bound<'py, PyAny>> {
+        self.plain.call1((result,)).map_err(|cause| self.caused(cause, who))
     }
 
-    fn without_memory(&self) -> PyErr {
-        self.raise(
-            "the field returned a tensor without memory of its own (of a subclass, or inside a \
+    fn without_memory(&self, who: &str) -> PyErr {
+        self.raise(format!(
+            "{who} returned a tensor without memory of its own (of a subclass, or inside a \
              transform of torch.func). Return a plain tensor, or use backend=\"torch\"."
-                .into(),
-        )
+        ))
     }
 
-    fn caused(&self, cause: PyErr) -> PyErr {
-        let error = self.without_memory();
+    fn caused(&self, cause: PyErr, who: &str) -> PyErr {
+        let error = self.without_memory(who);
         error.set_cause(self.py, Some(cause));
         error
     }
