@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import host, spread, transforming, whole
 from ..errors import OptionError, Unsupported
-from ..terms import SDE, Carried, Cond, Coordinates, Field, PathSDE
+from ..terms import SDE, Carried, Cond, Field, PathSDE
 from ..terms.model import NEGLIGIBLE
 from ..views import SCORES
 from . import rust_backend, stochastic_tableaus, torch_backend
@@ -85,7 +85,8 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         grid, last = own_grid(chosen, request, term, x)
         saves = [s for s in request.saves if last is None or s != last]
         at = carried(chosen, term, grid)
-        problem = posed(term, x, request, noise, saves, at)
+        once = all(c == 0.0 for c, _, _ in chosen.stages)
+        problem = posed(term, x, request, noise, saves, at, once)
         problem.correction = _correction(noise.field)
         made = _run(chosen, problem, noise, request, term, x, grid, last)
         made.coordinates = at
@@ -173,12 +174,17 @@ def require_saves_on(grid: list[float], saves: list[float]) -> None:
         )
 
 
-def carried(chosen: Scheme, term: SDE | PathSDE, grid: list[float] | None) -> Carried | None:
+def carried(
+    chosen: Scheme, term: SDE | PathSDE, grid: list[float] | None, always: bool = False
+) -> Carried | None:
     """The coordinates of given steps of a path's SDE, at the times of all stages; None for x itself.
 
-    In x a step over a large range of sigma / beta would have to be short, for its drift alone.
+    In x a step over a large range of sigma / beta would have to be short, for its drift alone. Steps that
+    are short are taken there, but ``always``.
     """
     if grid is None or not isinstance(term, PathSDE) or not term.exponential:
+        return None
+    if not always and term.near(grid):
         return None
     shares = {0.0, 1.0, *(c for c, _, _ in chosen.stages)}
     inner = {t + c * (end - t) for t, end in itertools.pairwise(grid) for c in shares}
@@ -187,9 +193,12 @@ def carried(chosen: Scheme, term: SDE | PathSDE, grid: list[float] | None) -> Ca
 
 def posed(
     term: SDE | PathSDE, x: Tensor, request: Request, noise: Noise, saves: list[float],
-    at: Coordinates | None = None,
+    at: Carried | None = None, once: bool = False,
 ) -> Problem:  # fmt: skip
-    """The run of a drift and a diffusion, those of a path in the coordinates ``at``."""
+    """The run of a drift and a diffusion, those of a path in the coordinates ``at``.
+
+    A scheme that asks for the diffusion ``once`` a step is told its root mean square over the step.
+    """
     start, stop = request.ends
     if isinstance(term, PathSDE):
         exact, forward = True, stop > start
@@ -202,7 +211,8 @@ def posed(
         y = spread(1 / at.scale(host(start)), x) * x
 
         def diffusion(t: Tensor, y: Tensor) -> Tensor:
-            return spread(1 / at.scale(t), y) * noise.field(t, y)
+            size = noise.field(t, y) * spread(1 / at.scale(t), y)
+            return size + (spread(at.kick(t), y) - size).detach() if once else size
 
     problem = pose(x, y, saves, field, exact, request.backend)
     problem.native = None if form is None else native(term, x, request, form)

@@ -129,10 +129,14 @@ class Carried:
     Attributes:
         times: these times, rising, float64.
         scales: c there.
+        kicks: the root mean square of eps / c until the next time of the run, from each of them.
+        share: how much of the noise's own drift is carried, 1 where all is.
     """
 
     times: Tensor
     scales: Tensor
+    kicks: Tensor
+    share: float = 1.0
 
     def tau(self, t: Tensor) -> Tensor:
         """The time itself."""
@@ -144,7 +148,14 @@ class Carried:
 
     def scale(self, t: Tensor) -> Tensor:
         """The scale c at the nearest of the times, which a last bit may be off."""
+        return self.scales[self._nearest(t)]
+
+    def kick(self, t: Tensor) -> Tensor:
+        """The size of the noise of a step that begins at t and is told it once."""
+        return self.kicks[self._nearest(t)]
+
+    def _nearest(self, t: Tensor) -> Tensor:
         after = torch.searchsorted(self.times, t).clamp(1, len(self.times) - 1)
         before = after - 1
         nearer = t - self.times[before] < self.times[after] - t
-        return self.scales[torch.where(nearer, before, after)]
+        return torch.where(nearer, before, after)

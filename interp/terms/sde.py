@@ -22,7 +22,7 @@ from ..errors import (
     Unsupported,
 )
 from ..scalar import Schedule
-from .coordinates import Carried, Coordinates
+from .coordinates import Carried
 from .model import (
     NEGLIGIBLE,
     Affine,
@@ -40,11 +40,14 @@ from .model import (
 )
 
 if TYPE_CHECKING:
+    from ..coefficients import Coefficients
     from ..interpolant import Interpolant
 
 
 #: The standard deviation of the data whose SDE `PathSDE.carried` carries along.
 REFERENCE = 0.25
+#: How far it carries by the noise at most, in e-folds: single precision has 88 on either side.
+_FARTHEST = 40.0
 
 
 @dataclass(frozen=True)
@@ -209,9 +212,7 @@ class PathSDE(PathTerm):
             self.model, lambda times: readings(told(self.path, self.time, host(times)), 1, 1, 0)
         )
 
-    def explicit_drift(
-        self, cond: Cond, forward: bool = True, at: Coordinates | None = None
-    ) -> Field:
+    def explicit_drift(self, cond: Cond, forward: bool = True, at: Carried | None = None) -> Field:
         """Velocity + (eps^2 / 2) score as one function, of y = x / c in the coordinates ``at``.
 
         Backwards the noise that is added has to be taken away by -(eps^2 / 2) score.
@@ -237,11 +238,11 @@ class PathSDE(PathTerm):
             t = t.double()
             c = at.scale(t)
             moved: Tensor = spread(1 / c, y) * drift(t, spread(c, y) * y)
-            return moved - spread(self.carrying(t, forward), y) * y
+            return moved - spread(self.carrying(t, forward, at.share), y) * y
 
         return inside
 
-    def explicit_affine(self, forward: bool = True, at: Coordinates | None = None) -> Affine | None:
+    def explicit_affine(self, forward: bool = True, at: Carried | None = None) -> Affine | None:
         """The same as one call of the model between numbers; None where it takes more."""
         if not self.exponential or self.path.element:
             return None
@@ -255,7 +256,7 @@ class PathSDE(PathTerm):
             c, weight = torch.ones_like(t), q + half * s
             if at is not None:
                 c = at.scale(t)
-                weight, own = weight / c, own - self.carrying(t, forward)
+                weight, own = weight / c, own - self.carrying(t, forward, at.share)
             return readings(told(self.path, self.time, t), c, weight, own)
 
         return Affine(self.model, reads)
@@ -265,30 +266,54 @@ class PathSDE(PathTerm):
         half = self.eps(t) ** 2 / 2
         return half if forward else -half
 
-    def carrying(self, t: Tensor, forward: bool = True) -> Tensor:
-        """The rate at which the SDE of data N(0, s^2), s = 1/4, carries x: its drift is linear.
-
-        V' / (2 V) - eps^2 / (2 V),   V = s^2 beta^2 + sigma^2
-        """
-        k = self.path.coefficients(t)
-        variance = (REFERENCE * k.beta) ** 2 + k.sigma**2
+    def carrying(self, t: Tensor, forward: bool, share: float) -> Tensor:
+        """c' / c of the coordinates of `carried`, in the direction of t."""
+        variance, k = self._reference(t)
         grown = REFERENCE**2 * k.beta * k.dbeta + k.sigma_dsigma
-        return ((grown - self._half(t, forward)) / variance).detach()
+        return ((grown - share * self._half(t, forward)) / variance).detach()
+
+    def _reference(self, t: Tensor) -> tuple[Tensor, Coefficients]:
+        """The variance of x for data N(0, s^2), s = 1/4, and the path's coefficients."""
+        k = self.path.coefficients(t)
+        return (REFERENCE * k.beta) ** 2 + k.sigma**2, k
+
+    def near(self, grid: list[float]) -> bool:
+        """Whether steps on ``grid`` can be taken in x: no step is long for the SDE of data N(0, 1/16),
+        and its standard deviation changes by no more than a factor e^2, as on paths whose sigma(0) is 1.
+
+        An explicit step is off by a share of that change, and all states by the product of these shares.
+        """
+        times = host(grid)
+        h = (times[1:] - times[:-1])[:, None]
+        inside = times[:-1, None] + h * _gauss_legendre(16)[0]
+        rates = self.carrying(inside, grid[-1] > grid[0], 1.0)
+        spans = self._reference(times)[0].log()
+        return bool(((h * rates).abs() <= 1).all() and spans.max() - spans.min() <= 4)
 
     def carried(self, grid: list[float]) -> Carried:
-        """Coordinates in which that drift is none, at these times, rising or falling.
+        """Coordinates x = c y in which the SDE of data N(0, s^2) has no drift, on a rising or falling grid.
+
+            c = sqrt(V) exp(-q),   V = s^2 beta^2 + sigma^2,   q = integral of eps^2 / (2 V), s = 1/4
 
         At much noise little else is left of the drift of any data. Of data that vary more than those,
         the rest drives states apart rather than together, as the stability of explicit steps wants.
+        The variance of eps / c dW over a step is exp(2 q) (exp(2 dq) - 1). Where q would grow too large,
+        of an eps for which steps have to be short anyhow, a share of it is carried.
         """
         times = host(grid)
         nodes, weights = _gauss_legendre(16)
         h = (times[1:] - times[:-1])[:, None]
-        rates = self.carrying(times[:-1, None] + h * nodes, grid[-1] > grid[0])
-        grown = torch.cat([h.new_zeros(1), (h * weights * rates).sum(1).cumsum(0)])
+        inside = times[:-1, None] + h * nodes
+        rates = self.eps(inside) ** 2 / (2 * self._reference(inside)[0])
+        steps = (h.abs() * weights * rates).sum(1).detach()
+        share = _FARTHEST / max(float(steps.sum()), _FARTHEST)
+        q = share * torch.cat([h.new_zeros(1), steps.cumsum(0)])
+        squares = torch.exp(2 * q[:-1]) * torch.expm1(2 * share * steps) / (share * h[:, 0].abs())
+        kicks = torch.cat([squares, squares[-1:]]).sqrt()
+        scales = self._reference(times)[0].detach().sqrt() * torch.exp(-q)
         if grid[-1] < grid[0]:
-            times, grown = times.flip(0), grown.flip(0)
-        return Carried(times, grown.exp())
+            times, scales, kicks = times.flip(0), scales.flip(0), kicks.flip(0)
+        return Carried(times, scales, kicks, share)
 
     def _both(self, t: Tensor, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Velocity and score of a model that returns both."""

@@ -83,6 +83,44 @@ def test_even_steps_from_much_noise_do_not_end_far_off(name: str) -> None:
             assert errors[2] < 0.04, (row.name, row.noise, row.stds)
 
 
+@pytest.mark.parametrize("eps", [0.5, 1.0, "reverse"])
+@pytest.mark.parametrize("steps", [3, 20])
+def test_a_step_of_the_carried_law_is_exact(steps: int, eps: float | str) -> None:
+    """Data N(0, 1/16) from much noise: milstein has no drift there, and the noise of its steps is whole."""
+    path = STEEP["variance_exploding"]
+    (row,) = [
+        row
+        for row in table(path=path, steps=(steps,), mean=0.0, variance=1 / 16).rows
+        if row.name == "milstein" and row.noise == f"eps={eps}"
+    ]
+    assert row.stds[0] == pytest.approx(math.hypot(0.25, 0.002), rel=1e-9)  # with sigma(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("method", ["milstein", "srk", "heun_stratonovich"])
+def test_coordinates_do_not_overflow(method: str, dtype: torch.dtype) -> None:
+    """All of eps = 10 would be carried over exp(800): a bounded share of it is."""
+    path, law = schedules.linear(), interp.exact.Gaussian([0.3], [0.25])
+    x = path.base.sample((4000, 1), seed=0, dtype=dtype)
+    term = path.sde(law.data(path), view="data", diffusion=10.0)
+    # With 500 steps some are too long for x alone, 800 / 500 at the end.
+    sol = interp.solve(term, x, method=method, steps=500, seed=1)
+    assert float(sol.x.std()) == pytest.approx(0.5, rel=0.2)
+
+
+def test_short_steps_are_steps_in_x() -> None:
+    """On a path from unit noise: those of the same SDE made by hand."""
+    path, law = schedules.linear(), interp.exact.Gaussian([0.3], [0.25])
+    velocity, score = law.velocity(path), law.score(path)
+    by_hand = interp.SDE(lambda t, x: velocity(t, x) + 0.125 * score(t, x), 0.5)
+    x = path.base.sample((50, 1), seed=0, dtype=F64)
+    for method in ("milstein", "srk"):
+        run: dict[str, Any] = {"t": (0.0, 0.9), "method": method, "steps": 20, "seed": 1}
+        ours = interp.solve(path.sde(law.data(path), view="data", diffusion=0.5), x, **run)
+        theirs = interp.solve(by_hand, x, span=(0.0, 1.0), **run)
+        assert float((ours.x - theirs.x).abs().max()) < 1e-12
+
+
 def test_more_steps_leave_less() -> None:
     for row in table(steps=(25, 50, 150)).rows:
         errors = [abs(s - 0.5) for s in row.stds]
