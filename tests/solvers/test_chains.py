@@ -211,20 +211,24 @@ def test_the_engines_make_one_chain(method: str, shape: tuple[int, ...], adapt: 
     options |= {"adapt": adapt} if adapt else {}
     energy = interp.Energy(lambda x, s=1.0: (x.square() - s).square().flatten(1).sum(1), 0.7)
     x = interp.noise.normal(shape, seed=1, dtype=F64)
-    seen: dict[str, list[tuple[float, int]]] = {"rust": [], "torch": []}
-    rust, torch_ = (
+    seen: dict[str, list[tuple[float, int]]] = {"rust": [], "torch": [], "moved": []}
+    rust, torch_, moved = (
         interp.solve(
-            energy, x, method=method, backend=b, first_row=7,
+            energy, x * (1 + 2**-50) if b == "moved" else x, method=method,
+            backend="rust" if b == "rust" else "torch", first_row=7,
             callback=lambda s, b=b: seen[b].append((s.t, s.nfe)), **options,
         )
-        for b in ("rust", "torch")
+        for b in seen
     )  # fmt: skip
     assert (rust.stats.backend, torch_.stats.backend) == ("rust", "torch")
     assert torch.equal(rust.ts, torch_.ts)
     assert seen["rust"] == seen["torch"]
-    # A step adds a few roundings, which 2 * 9 + 12 steps of a stable chain pass on.
-    torch.testing.assert_close(rust.xs, torch_.xs, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(rust.x, torch_.x, rtol=1e-12, atol=1e-13)
+    # A step adds a few roundings, which a stable chain passes on. Where its steps are adapted they are
+    # longer, and a start that is a few roundings off shows by how much they grow.
+    grown = float((moved.xs - torch_.xs).abs().max()) if x.numel() else 0.0
+    near = {"rtol": 1e-12, "atol": 1e-13 + (10 * grown if adapt else 0.0)}
+    torch.testing.assert_close(rust.xs, torch_.xs, **near)
+    torch.testing.assert_close(rust.x, torch_.x, **near)
     for name in ("nfe", "steps", "status", "seed"):
         assert getattr(rust.stats, name) == getattr(torch_.stats, name)
     for name in ("acceptance", "step_size", "ess"):
