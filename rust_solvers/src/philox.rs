@@ -5,8 +5,6 @@
 //! size, threads or backend. The same recipe stands in `interp/noise.py`; no operation may be fused
 //! or reordered, since the two have to agree bit for bit.
 
-use std::ops::Range;
-
 use multiversion::multiversion;
 
 /// A Philox key: 64 bits in two words.
@@ -182,116 +180,141 @@ pub struct Rows {
     pub first: u32,
 }
 
+/// The counters of a batch one after the other: word e % 4 of counter (e / 4, row) makes the normal of
+/// element e of a row.
+struct Count {
+    len: usize,
+    group: u32,
+    row: u32,
+    /// Words of the next counter that are passed over.
+    passed: usize,
+}
+
+impl Count {
+    /// From the `start`-th element of a batch on.
+    fn new(rows: Rows, start: usize) -> Self {
+        let len = rows.len.max(1);
+        let (row, element) = (start / len, start % len);
+        let row = rows.first.wrapping_add(row as u32);
+        Count { len, group: (element / 4) as u32, row, passed: element % 4 }
+    }
+
+    /// The next 16.
+    #[inline(always)]
+    fn block(&mut self) -> Counters {
+        let groups = self.len.div_ceil(4) as u32;
+        let mut counters = [[0; LANES], [self.row; LANES]];
+        let [low, high] = &mut counters;
+        for (lane, low) in low.iter_mut().enumerate() {
+            *low = self.group + lane as u32;
+        }
+        self.group += LANES as u32;
+        // Row after row that ends among them.
+        while self.group >= groups {
+            self.row = self.row.wrapping_add(1);
+            self.group -= groups;
+            for lane in 0..LANES {
+                let next = low[lane] >= groups;
+                low[lane] = if next { low[lane] - groups } else { low[lane] };
+                high[lane] = if next { self.row } else { high[lane] };
+            }
+        }
+        counters
+    }
+
+    /// Whether each of the next counters makes four elements.
+    #[inline(always)]
+    fn whole(&self, counters: usize) -> bool {
+        let whole = self.len.is_multiple_of(4) || self.group as usize + counters <= self.len / 4;
+        self.passed == 0 && whole
+    }
+
+    /// How many elements the words of the counter of a group make.
+    #[inline(always)]
+    fn elements(&self, group: u32) -> usize {
+        (self.len - 4 * group as usize).min(4)
+    }
+}
+
 /// Where the normals of some elements come from: the counters, and the place of each element among the
-/// normals that they make. Word e % 4 of counter (e / 4, row) makes that of element e of a row.
-#[derive(Clone, Default)]
+/// normals that they make.
 pub struct Origin {
     pub blocks: Vec<Counters>,
     pub places: Vec<u32>,
-    counters: usize,
+    /// Whether all words of all counters are taken: then `in_order` leads to the elements.
+    pub regular: bool,
 }
 
 impl Origin {
     /// Of `count` elements of a batch from the `start`-th on.
     pub fn of(rows: Rows, start: usize, count: usize) -> Self {
-        let mut origin = Origin::default();
-        origin.places.reserve_exact(count);
-        for (row, elements) in rows.segments(start, count) {
-            origin.push(row, elements);
-        }
-        origin
-    }
-
-    fn clear(&mut self) {
-        self.blocks.clear();
-        self.places.clear();
-        self.counters = 0;
-    }
-
-    /// Take in some elements of a row.
-    fn push(&mut self, row: u32, elements: Range<usize>) {
-        for group in elements.start / 4..elements.end.div_ceil(4) {
-            let (block, lane) = (self.counters / LANES, self.counters % LANES);
-            self.counters += 1;
-            if lane == 0 {
-                self.blocks.push([[0; LANES]; 2]);
+        let mut counters = Count::new(rows, start);
+        let (mut blocks, mut places) = (Vec::new(), Vec::with_capacity(count + BLOCK));
+        let regular = counters.passed == 0 && counters.len.is_multiple_of(4);
+        while places.len() < count {
+            let block = counters.block();
+            for (lane, &group) in block[0].iter().enumerate() {
+                let words = std::mem::take(&mut counters.passed)..counters.elements(group);
+                places
+                    .extend(words.map(|word| (BLOCK * blocks.len() + LANES * word + lane) as u32));
             }
-            let [low, high] = &mut self.blocks[block];
-            (low[lane], high[lane]) = (group as u32, row);
-            let words = elements.start.max(4 * group)..elements.end.min(4 * group + 4);
-            self.places.extend(words.map(|e| (BLOCK * block + LANES * (e % 4) + lane) as u32));
+            blocks.push(block);
         }
-    }
-}
-
-impl Rows {
-    /// The rows that hold `count` elements from the `start`-th on, and which of theirs these are.
-    fn segments(self, start: usize, count: usize) -> impl Iterator<Item = (u32, Range<usize>)> {
-        let Rows { len, first } = self;
-        let (len, end) = (len.max(1), start + count);
-        (start / len..end.div_ceil(len)).map(move |row| {
-            let elements = start.max(row * len) - row * len..end.min((row + 1) * len) - row * len;
-            (first.wrapping_add(row as u32), elements)
-        })
+        places.truncate(count);
+        Origin { blocks, places, regular }
     }
 }
 
 /// Fill `out` with normals of one node, those of the elements from `start` on (counted through the
-/// rows): whole blocks of a row at once, then what is left of the rows.
+/// rows).
 #[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
-pub fn fill_normals(out: &mut [f32], start: usize, rows: Rows, key: Key, node: u64) {
-    let (mut left, mut targets) = (Origin::default(), Vec::new());
-    let mut at = 0;
-    for (row, elements) in rows.segments(start, out.len()) {
-        let Range { start: mut element, end } = elements;
-        if !element.is_multiple_of(4) {
-            let whole = element.next_multiple_of(4).min(end);
-            left.push(row, element..whole);
-            targets.extend(at..at + whole - element);
-            (at, element) = (at + whole - element, whole);
-        }
-        let blocks = (end - element) / BLOCK;
-        let (whole, _) = out[at..at + blocks * BLOCK].as_chunks_mut::<BLOCK>();
-        let (pairs, odd) = whole.as_chunks_mut::<2>();
-        let mut group = (element / 4) as u32;
-        for pair in pairs {
-            let counters = [consecutive(group, row), consecutive(group + LANES as u32, row)];
-            let mut normals = [[0.0; BLOCK]; 2];
-            let [a, b] = &mut normals;
-            fill_blocks::<2, 32>([a, b], [&counters[0], &counters[1]], key, node);
-            in_order(pair, &normals);
-            group += 2 * LANES as u32;
-        }
-        for block in odd {
-            let mut normals = [0.0; BLOCK];
-            fill_blocks::<1, 16>([&mut normals], [&consecutive(group, row)], key, node);
-            in_order(std::array::from_mut(block), &[normals]);
-        }
-        (at, element) = (at + blocks * BLOCK, element + blocks * BLOCK);
-        left.push(row, element..end);
-        targets.extend(at..at + end - element);
-        at += end - element;
-        if left.blocks.len() > 16 || at == out.len() {
-            let mut normals = vec![[0.0; BLOCK]; left.blocks.len()];
-            for (normals, counters) in normals.iter_mut().zip(&left.blocks) {
-                fill_blocks::<1, 16>([normals], [counters], key, node);
-            }
-            for (target, place) in targets.drain(..).zip(&left.places) {
-                out[target] = normals.as_flattened()[*place as usize];
-            }
-            left.clear();
-        }
+pub fn fill_normals(mut out: &mut [f32], start: usize, rows: Rows, key: Key, node: u64) {
+    let mut counters = Count::new(rows, start);
+    while !out.is_empty() {
+        let filled = if out.len() > BLOCK {
+            fill_next::<2, 32>(out, &mut counters, key, node)
+        } else {
+            fill_next::<1, 16>(out, &mut counters, key, node)
+        };
+        out = &mut out[filled..];
     }
 }
 
-/// 16 counters of a row from one on.
+/// Begin `out` with the normals of the next 16 K = N counters; how many fit there.
 #[inline(always)]
-fn consecutive(group: u32, row: u32) -> Counters {
-    let mut counters = [[0; LANES], [row; LANES]];
-    for (i, low) in counters[0].iter_mut().enumerate() {
-        *low = group + i as u32;
+fn fill_next<const K: usize, const N: usize>(
+    out: &mut [f32],
+    counters: &mut Count,
+    key: Key,
+    node: u64,
+) -> usize {
+    let whole = counters.whole(N);
+    let mut blocks = [[[0; LANES]; 2]; K];
+    for block in &mut blocks {
+        *block = counters.block();
     }
-    counters
+    let (mut normals, mut ordered) = ([[0.0; BLOCK]; K], [[0.0; BLOCK]; K]);
+    fill_blocks::<K, N>(normals.each_mut(), blocks.each_ref(), key, node);
+    in_order(&mut ordered, &normals);
+    if whole && let Some(out) = out.as_chunks_mut().0.first_chunk_mut::<K>() {
+        *out = ordered;
+        return K * BLOCK;
+    }
+    ordered[0].copy_within(counters.passed..4, 0);
+    let mut filled = 0;
+    for ([groups, _], ordered) in blocks.iter().zip(&ordered) {
+        for (&group, four) in groups.iter().zip(ordered.as_chunks::<4>().0) {
+            let rest = &mut out[filled..];
+            // Four where they fit: what is more than the elements is overwritten by the next.
+            match rest.first_chunk_mut::<4>() {
+                Some(rest) => *rest = *four,
+                None => rest.copy_from_slice(&four[..rest.len()]),
+            }
+            let elements = counters.elements(group) - std::mem::take(&mut counters.passed);
+            filled = (filled + elements).min(out.len());
+        }
+    }
+    filled
 }
 
 /// Normals in the order of the elements: the four of a counter together.
