@@ -23,6 +23,8 @@
 //! the tree makes the values at a few times, for a chunk of elements that fits the cache. The same
 //! recipe stands in `interp/noise.py`.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 use crate::philox::{BLOCK, Counters, Key, Origin, Rows, fill_blocks, second};
@@ -38,6 +40,11 @@ pub struct Root {
 }
 
 impl Root {
+    /// How many leaves lie before t.
+    fn position(&self, t: f64) -> f64 {
+        (t - self.from) / (self.to - self.from) * (1u64 << self.depth) as f64
+    }
+
     /// The time of the tree at most `h` after t, on a level three below that of the step; `stop` where
     /// that is as near; None where h is too short for the tree.
     pub fn time_after(&self, t: f64, h: f64, stop: f64) -> Option<f64> {
@@ -107,9 +114,19 @@ impl Path {
 }
 
 /// From the order of the normals to that of the elements.
+#[multiversion(targets("x86_64+avx+avx2+avx512f+avx512dq+avx512vl", "x86_64+avx+avx2"))]
 fn gather<T: Real>(out: &mut [T], values: &[Block], origin: &Origin) {
+    let regular = if origin.regular { out.len() / BLOCK * BLOCK } else { 0 };
+    let (blocks, rest) = out.split_at_mut(regular);
+    for (out, values) in blocks.as_chunks_mut::<BLOCK>().0.iter_mut().zip(values) {
+        for i in 0..BLOCK / 4 {
+            for j in 0..4 {
+                out[4 * i + j] = T::from_f64(values[BLOCK / 4 * j + i]);
+            }
+        }
+    }
     let values = values.as_flattened();
-    for (out, &place) in out.iter_mut().zip(&origin.places) {
+    for (out, &place) in rest.iter_mut().zip(&origin.places[regular..]) {
         *out = T::from_f64(values[place as usize]);
     }
 }
@@ -198,7 +215,7 @@ impl<'a> Walk<'a> {
         let normals = Normals { key: self.path.key, blocks: &origin.blocks };
         let Root { from, to, depth } = self.path.root;
         let leaves = (1u64 << depth) as f64;
-        let position = (t - from) / (to - from) * leaves;
+        let position = self.path.root.position(t);
         let zero = &self.zero[..];
         let mut over = Over { left: zero, right: &self.end, h: &self.h, integral: zero };
         if position == 0.0 {
@@ -442,10 +459,10 @@ pub struct Increments<T> {
     /// The two ends of each step.
     steps: Vec<(f64, f64)>,
     area: bool,
-    /// The next step, and the end of those that are at hand.
+    /// The next step, and those that are at hand.
     next: usize,
-    made: usize,
-    /// W and H of the steps at hand.
+    ahead: Range<usize>,
+    /// W and H of the steps at hand, and room for more.
     values: Vec<[Vec<T>; 2]>,
     /// W and its integral at the end of the last of them, chunk by chunk.
     last: Vec<[Chunk; 2]>,
@@ -463,7 +480,7 @@ impl<T: Real> Increments<T> {
     /// Over `steps`, each from a time to another; H too where the `area` is wanted.
     pub fn new(path: Path, steps: Vec<(f64, f64)>, area: bool) -> Self {
         let last = vec![[Chunk::new(), Chunk::new()]; path.elements.div_ceil(CHUNK)];
-        Increments { path, steps, area, next: 0, made: 0, values: Vec::new(), last }
+        Increments { path, steps, area, next: 0, ahead: 0..0, values: Vec::new(), last }
     }
 
     /// W and H over the next step; H is empty where it was not asked for.
@@ -471,28 +488,29 @@ impl<T: Real> Increments<T> {
     /// # Panics
     /// After the last step: a bug in the caller, which gave them.
     pub fn over_next(&mut self) -> (&[T], &[T]) {
-        if self.next == self.made {
+        if self.next == self.ahead.end {
             self.make();
         }
+        let [w, h] = &self.values[self.next - self.ahead.start];
         self.next += 1;
-        let at = self.values.len() + self.next - self.made - 1;
-        let [w, h] = self.values.get(at).expect("a step that was not announced");
         (w, h)
     }
 
     fn make(&mut self) {
         let most = (AHEAD / size_of::<T>() / self.path.elements.max(1)).clamp(8, 64);
-        let ahead = &self.steps[self.next..self.steps.len().min(self.next + most)];
+        self.ahead = self.next..self.next + self.batch(most);
+        let ahead = &self.steps[self.ahead.clone()];
+        assert!(!ahead.is_empty(), "a step that was not announced");
         let (elements, area) = (self.path.elements, self.area);
         let room = || [elements, if area { elements } else { 0 }].map(|n| vec![T::ZERO; n]);
-        self.values.resize_with(ahead.len(), room);
+        self.values.resize_with(self.values.len().max(ahead.len()), room);
         // The time that the path was made for last.
         let before = if self.next > 0 { Some(self.steps[self.next - 1].1) } else { None };
         let path = self.path;
         let room = || Vec::with_capacity(ahead.len());
         let mut chunks: Vec<Ahead<T>> =
             self.last.iter_mut().map(|last| Ahead { steps: room(), last }).collect();
-        for [w, h] in &mut self.values {
+        for [w, h] in &mut self.values[..ahead.len()] {
             let mut areas = h.chunks_mut(CHUNK);
             for (chunk, w) in chunks.iter_mut().zip(w.chunks_mut(CHUNK)) {
                 chunk.steps.push([w, areas.next().unwrap_or_default()]);
@@ -526,7 +544,18 @@ impl<T: Real> Increments<T> {
                 }
             }
         });
-        self.made = self.next + ahead.len();
+    }
+
+    /// How many steps to make ahead, of at most so many: all that are left, or as many as end, in the
+    /// second half, at the coarsest place of the tree. The next batch draws again what is on the way.
+    fn batch(&self, most: usize) -> usize {
+        let steps = &self.steps[self.next..];
+        if steps.len() <= most {
+            return steps.len();
+        }
+        // A time between two leaves counts with the left one: a batch ends there, not a step before.
+        let leaf = |k: usize| (self.path.root.position(steps[k].1).ceil() - 1.0) as u64;
+        (most / 2..=most).max_by_key(|&k| leaf(k - 1) ^ leaf(k)).unwrap_or(most)
     }
 }
 
