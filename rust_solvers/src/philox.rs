@@ -202,7 +202,7 @@ impl Count {
     /// The next 16.
     #[inline(always)]
     fn block(&mut self) -> Counters {
-        let groups = self.len.div_ceil(4) as u32;
+        let groups = u32::try_from(self.len.div_ceil(4)).unwrap_or(u32::MAX);
         let mut counters = [[0; LANES], [self.row; LANES]];
         let [low, high] = &mut counters;
         for (lane, low) in low.iter_mut().enumerate() {
@@ -350,6 +350,17 @@ mod tests {
         ] {
             assert_eq!(philox(counter, key), words);
         }
+    }
+
+    #[test]
+    fn a_row_may_be_longer_than_its_counters() {
+        // No memory holds so much of it: 2^62 / 4 counters are 0 in 32 bits, and no row ends among these.
+        let mut wide = [0.0; 100];
+        let mut usual = [0.0; 100];
+        fill_normals(&mut wide, 0, Rows { len: 1 << 62, first: 3 }, [1, 2], 5);
+        fill_normals(&mut usual, 0, Rows { len: 400, first: 3 }, [1, 2], 5);
+        assert_eq!(wide, usual);
+        assert_eq!(Origin::of(Rows { len: 1 << 62, first: 3 }, 0, 100).places.len(), 100);
     }
 
     #[test]

@@ -420,8 +420,9 @@ def test_a_small_network_learns_to_sample_in_one_step(name, config):
         [0.5, 0.5], [torch.tensor([-0.6, 0.0]), torch.tensor([0.6, 0.3])], [0.01, 0.01]
     )
     x = data.sample(4096, 0)
-    family = adapters.create(name, (2,), width=64, lr=3e-3, **config)
-    interp.train(family, x, 350, batch_size=256, ema=0.98, progress=False)
+    # At 3e-3 and 350 steps meanflow misses by one seed in four; so, seeds 0 to 2 give .020 to .036 of .050.
+    family = adapters.create(name, (2,), width=64, lr=2e-3, **config)
+    interp.train(family, x, 500, batch_size=256, ema=0.99, progress=False)
     held = data.sample(1000, 1)
     fit = interp.exact.Gaussian(x.mean(0), torch.cov(x.T)).sample(1000, 2)
     assert _energy(family.sample(1000, seed=0), held) < 0.8 * _energy(fit, held)

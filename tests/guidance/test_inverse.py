@@ -124,11 +124,11 @@ def test_inpainting_a_mixture_comes_near_to_the_exact_posterior():
         ends = interp.solve(term, x, t=(1e-3, 1.0), method="euler_maruyama", steps=150, seed=0).x
         far[covariance] = metrics.energy_distance(ends, wanted)
     unguided = metrics.energy_distance(prior.sample(1500, 2), wanted)
-    # A Gaussian is no posterior of a mixture, but with a covariance it comes near: .0049 and .0046, where
-    # the likelihood of D alone is .15 away and the prior .27.
-    assert far["exact"] < 0.02 * unguided
-    assert far["isotropic"] < 0.02 * unguided
-    assert far["none"] > 10 * far["exact"]
+    # A Gaussian is no posterior of a mixture, but with a covariance it comes near: of seven seeds .0003 to
+    # .0102, where the likelihood of D alone is .10 to .16 away and the prior .25 to .31.
+    assert far["exact"] < 0.05 * unguided
+    assert far["isotropic"] < 0.05 * unguided
+    assert far["none"] > 0.3 * unguided
 
 
 def test_one_measurement_a_row_and_images():
