@@ -225,13 +225,13 @@ def failure(made: Plan, report: Report, stiff: tuple[str, str] | None = None) ->
     where = f"at t = {t:.6g}, after {steps} steps"
     if report["status"] == "non_finite":
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        fields = "the field" if made.problem.diffusion is None else "the drift, the diffusion"
+        fields, there = "the field", "the field"
+        if made.problem.diffusion is not None:
+            fields, there = "the drift, the diffusion", "the two"
         what = f"{fields} or the state became NaN or infinite {where}" + (
             f", in row{'s' if len(rows) > 1 else ''} {shown}" if rows else ""
         )
-        remedy = "Look at the field there, or take smaller steps."
-        if made.problem.diffusion is not None:
-            remedy = "Look at the two there, or take smaller steps."
+        remedy = f"Look at {there} there, or take smaller steps."
     elif report["status"] == "no_convergence":
         what = f"Newton's method did not find a stage {where}"
         remedy = "Take smaller steps, and look at whether the field is smooth."

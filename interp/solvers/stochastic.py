@@ -88,8 +88,7 @@ def scheme(choose: Choice) -> Callable[..., Plan]:
         once = all(c == 0.0 for c, _, _ in chosen.stages)
         problem = posed(term, x, request, noise, saves, at, once)
         problem.correction = _correction(noise.field)
-        made = _run(chosen, problem, noise, request, term, x, grid, last)
-        made.coordinates = at
+        made = _run(chosen, problem, noise, request, term, x, grid, last, at)
         problem.observer = None if observer is None else made.told(observer)
         return made
 
@@ -144,7 +143,7 @@ def own_grid(
 
 def _run(
     chosen: Scheme, problem: Problem, noise: Noise, request: Request, term: SDE | PathSDE, x: Tensor,
-    grid: list[float] | None, last: float | None,
+    grid: list[float] | None, last: float | None, at: Carried | None,
 ) -> Plan:  # fmt: skip
     start, stop = request.ends
     goal = None
@@ -160,7 +159,7 @@ def _run(
     engine: Engine = (rust_backend if request.backend == "rust" else torch_backend).stochastic
     arguments = (chosen, noise.shared, key, grid, goal)
     saves, asked = request.saves, request.asked
-    return Plan(engine, arguments, problem, saves, asked, None, start, stop, last, noise=key)
+    return Plan(engine, arguments, problem, saves, asked, at, start, stop, last, noise=key)
 
 
 def require_saves_on(grid: list[float], saves: list[float]) -> None:

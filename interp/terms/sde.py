@@ -284,11 +284,10 @@ class PathSDE(PathTerm):
         An explicit step is off by a share of that change, and all states by the product of these shares.
         """
         times = host(grid)
-        h = (times[1:] - times[:-1])[:, None]
-        inside = times[:-1, None] + h * _gauss_legendre(16)[0]
-        rates = self.carrying(inside, grid[-1] > grid[0], 1.0)
+        rates = self.carrying(_inside(times[:-1], times[1:])[0], grid[-1] > grid[0], 1.0)
+        moved = (times[1:] - times[:-1])[:, None] * rates
         spans = self._reference(times)[0].log()
-        return bool(((h * rates).abs() <= 1).all() and spans.max() - spans.min() <= 4)
+        return bool((moved.abs() <= 1).all() and spans.max() - spans.min() <= 4)
 
     def carried(self, grid: list[float]) -> Carried:
         """Coordinates x = c y in which the SDE of data N(0, s^2) has no drift, on a rising or falling grid.
@@ -301,14 +300,12 @@ class PathSDE(PathTerm):
         of an eps for which steps have to be short anyhow, a share of it is carried.
         """
         times = host(grid)
-        nodes, weights = _gauss_legendre(16)
-        h = (times[1:] - times[:-1])[:, None]
-        inside = times[:-1, None] + h * nodes
+        inside, long = _inside(times[:-1], times[1:])
         rates = self.eps(inside) ** 2 / (2 * self._reference(inside)[0])
-        steps = (h.abs() * weights * rates).sum(1).detach()
+        steps = (long * rates).sum(1).detach()
         share = _FARTHEST / max(float(steps.sum()), _FARTHEST)
-        q = share * torch.cat([h.new_zeros(1), steps.cumsum(0)])
-        squares = torch.exp(2 * q[:-1]) * torch.expm1(2 * share * steps) / (share * h[:, 0].abs())
+        q = share * torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        squares = torch.exp(2 * q[:-1]) * torch.expm1(2 * share * steps) / (share * long.sum(1))
         kicks = torch.cat([squares, squares[-1:]]).sqrt()
         scales = self._reference(times)[0].detach().sqrt() * torch.exp(-q)
         if grid[-1] < grid[0]:
@@ -373,15 +370,14 @@ class PathSDE(PathTerm):
         """K = |int_t^r eps^2 / (2 sigma^2) dt|, by Gauss-Legendre where it is no closed form."""
         if self._eps is None:
             return (self.path.log_snr(r) - self.path.log_snr(t)).abs() / 2
-        nodes, weights = _gauss_legendre(16)
-        at = t[:, None] + (r - t)[:, None] * nodes
-        rate = self.eps(at) ** 2 / (2 * self.path.coefficients(at).sigma ** 2)
-        return ((r - t).abs()[:, None] * weights * rate).sum(1)
+        at, long = _inside(t, r)
+        return (long * self.eps(at) ** 2 / (2 * self.path.coefficients(at).sigma ** 2)).sum(1)
 
 
-def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
+def _inside(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss and Legendre's 16 times between each t and r, and how long a time each stands for."""
     import numpy as np
 
-    x, w = np.polynomial.legendre.leggauss(n)
-    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
+    x, w = map(torch.from_numpy, np.polynomial.legendre.leggauss(16))
+    h = (r - t)[:, None]
+    return t[:, None] + h * ((x + 1) / 2), h.abs() * (w / 2)

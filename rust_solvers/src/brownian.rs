@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use crate::philox::{BLOCK, Counters, Key, Origin, Rows, fill_blocks, second};
+use crate::philox::{BLOCK, Counters, Key, Origin, Rows, fill_blocks, in_order, second};
 use crate::real::Real;
 use crate::threads::share;
 
@@ -119,11 +119,7 @@ fn gather<T: Real>(out: &mut [T], values: &[Block], origin: &Origin) {
     let regular = if origin.regular { out.len() / BLOCK * BLOCK } else { 0 };
     let (blocks, rest) = out.split_at_mut(regular);
     for (out, values) in blocks.as_chunks_mut::<BLOCK>().0.iter_mut().zip(values) {
-        for i in 0..BLOCK / 4 {
-            for j in 0..4 {
-                out[4 * i + j] = T::from_f64(values[BLOCK / 4 * j + i]);
-            }
-        }
+        in_order(out, values, T::from_f64);
     }
     let values = values.as_flattened();
     for (out, &place) in rest.iter_mut().zip(&origin.places[regular..]) {

@@ -295,7 +295,9 @@ fn fill_next<const K: usize, const N: usize>(
     }
     let (mut normals, mut ordered) = ([[0.0; BLOCK]; K], [[0.0; BLOCK]; K]);
     fill_blocks::<K, N>(normals.each_mut(), blocks.each_ref(), key, node);
-    in_order(&mut ordered, &normals);
+    for (ordered, normals) in ordered.iter_mut().zip(&normals) {
+        in_order(ordered, normals, |z| z);
+    }
     if whole && let Some(out) = out.as_chunks_mut().0.first_chunk_mut::<K>() {
         *out = ordered;
         return K * BLOCK;
@@ -317,14 +319,12 @@ fn fill_next<const K: usize, const N: usize>(
     filled
 }
 
-/// Normals in the order of the elements: the four of a counter together.
+/// What stands in the order of the normals in that of the elements: the four of a counter together.
 #[inline(always)]
-fn in_order<const K: usize>(out: &mut [Block; K], normals: &[Block; K]) {
-    for (out, normals) in out.iter_mut().zip(normals) {
-        for i in 0..LANES {
-            for j in 0..4 {
-                out[4 * i + j] = normals[LANES * j + i];
-            }
+pub fn in_order<T, U: Copy>(out: &mut [T; BLOCK], values: &[U; BLOCK], convert: impl Fn(U) -> T) {
+    for i in 0..LANES {
+        for j in 0..4 {
+            out[4 * i + j] = convert(values[LANES * j + i]);
         }
     }
 }
